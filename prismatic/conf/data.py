@@ -1,0 +1,91 @@
+"""Dataset configurations: which annotation files, where their media are, and how samples are made of them.
+
+`DatasetConfig` is a draccus choice: `--dataset.type ID` picks an entry of `datasets/`, any field can be overridden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import draccus
+
+Annotations = Union[Path, list[Path]]  # noqa: UP007  draccus decodes typing.Union inside a tuple, not X | Y
+
+
+@dataclass
+class DatasetConfig(draccus.ChoiceRegistry):
+    """Annotation files with their media folders for both stages, and the treatment of samples."""
+
+    dataset_id: str = "webvid"  # Name of the dataset; part of the default run id
+    align_stage_components: tuple[Annotations, Path] = (Path(""), Path(""))  # ["annotations.json", "media folder"]
+    finetune_stage_components: tuple[Annotations, Path] = (Path(""), Path(""))
+    # ["annotations.json" | ["epoch0.json", "epoch1.json"] | "mixture.yaml", "media folder"]
+    dataset_root_dir: Path = Path("data")  # The components are relative to it; an absolute component stands alone
+
+    sampler: str = "uniform"  # Which frames of a video are taken; `python -m prismatic list sampler`
+    decoder: str = "pyav"  # pyav (exact on every format), torchcodec, decord
+    short_clips: Literal["repeat", "fewer", "error"] = "repeat"  # A video with fewer frames than num_frames
+    augmentations: tuple[str, ...] = ()  # Train-time only, same for all frames of a clip, e.g. '["color-jitter"]'
+    packing: bool = True  # Several short examples share a row of the batch; attention never crosses them
+    num_workers: int = 2  # Processes that decode; 0 decodes in the training process
+    on_error: Literal["raise", "skip"] = "raise"  # A broken sample stops the run, or is replaced, counted and listed
+    max_skipped_share: float = 0.01  # With on_error skip: the run stops above this share of samples skipped
+    metric: str | None = None  # Scorer of evaluate.py beside the general ones, e.g. moving-shapes
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """Dataset used when only `--dataset.FIELD` is given."""
+        return "webvid"
+
+    def components(self, stage: str) -> tuple[list[Path], Path]:
+        """Annotation files (more than one: one per epoch, in turn) and media folder of a stage, joined to the root.
+
+        Raises ValueError when the dataset has none for that stage.
+        """
+        name = "align_stage_components" if stage == "align" else "finetune_stage_components"
+        annotations, media = getattr(self, name)
+        files = annotations if isinstance(annotations, list) else [annotations]
+        if not files or any(str(file) in ("", ".") for file in files):
+            raise ValueError(
+                f"dataset '{self.dataset_id}' has no annotations for stage {stage}; pass "
+                f'--dataset.{name} \'["annotations.json", "media_folder"]\''
+            )
+        return [self.dataset_root_dir / file for file in files], self.dataset_root_dir / media
+
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work."""
+        if self.num_workers < 0:
+            raise ValueError(f"--dataset.num_workers must be 0 or more, got {self.num_workers}")
+        if not 0 <= self.max_skipped_share <= 1:
+            raise ValueError(f"--dataset.max_skipped_share must be between 0 and 1, got {self.max_skipped_share}")
+        if any(len(name) == 1 for name in self.augmentations):
+            raise ValueError(
+                "--dataset.augmentations takes a list in brackets, for example --dataset.augmentations '[\"color-jitter\"]'"
+            )
+
+
+def register(dataset_id: str, align: tuple[Any, str] | None, finetune: tuple[Any, str], **values: Any) -> None:
+    """File a dataset under its id: (annotations, media folder) of both stages, and fields that differ from the defaults."""
+    from dataclasses import make_dataclass
+
+    def paths(component: tuple[Any, str] | None) -> tuple[Annotations, Path]:
+        annotations, media = component or ("", "")
+        files = [Path(a) for a in annotations] if isinstance(annotations, list) else Path(annotations)
+        return files, Path(media)
+
+    values = {
+        "dataset_id": dataset_id,
+        "align_stage_components": paths(align),
+        "finetune_stage_components": paths(finetune),
+        **values,
+    }
+    types = DatasetConfig.__dataclass_fields__
+    changed = [
+        (n, types[n].type, field(default_factory=(lambda v=v: v)) if isinstance(v, list) else field(default=v))
+        for n, v in values.items()
+    ]
+    namespace = {"__module__": __name__, "__doc__": f"Dataset {dataset_id}."}
+    cls = make_dataclass("Dataset_" + dataset_id, changed, bases=(DatasetConfig,), namespace=namespace)
+    DatasetConfig.register_subclass(dataset_id)(cls)

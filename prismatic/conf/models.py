@@ -1,0 +1,128 @@
+"""Model configurations: what is composed, and how each stage trains it.
+
+`ModelConfig` is a draccus choice: `--model.type ID` picks a preset of `presets.py`, any field can then be overridden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import draccus
+
+STAGES = ("align", "finetune", "full-finetune")
+DEFAULT_MODEL_ID = "prism-clip+7b"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """The `align_*` or `finetune_*` fields of a ModelConfig without their prefix, for one training stage."""
+
+    stage: str
+    epochs: int
+    max_steps: int | None
+    global_batch_size: int
+    per_device_batch_size: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    lr_scheduler_type: str
+    warmup_ratio: float
+    train_strategy: str
+
+
+@dataclass
+class ModelConfig(draccus.ChoiceRegistry):
+    """A vision backbone, a frame aggregator, a projector and an LLM by id, and the optimization of each stage."""
+
+    model_id: str = DEFAULT_MODEL_ID  # Name of this composition; part of the default run id
+    vision_backbone_id: str = "clip-vit-l-336px"  # `python -m prismatic list vision`; `video-ID` is the same as ID
+    llm_backbone_id: str = "llama2-7b-pure"  # `python -m prismatic list llm`, a hub name, or a local folder
+    arch_specifier: str = "no-align+gelu-mlp"  # [no-align+]linear|gelu-mlp|fused-gelu-mlp; no-align+: no stage 1 needed
+    image_resize_strategy: str = "resize-naive"  # letterbox, resize-naive or resize-crop
+    llm_max_length: int = 2048  # Longest text in tokens; visual tokens are counted on top, against the LLM's context
+
+    num_frames: int = 8  # Frames taken from a video (an image is one frame)
+    frame_aggregator: str = (
+        "concat"  # How the frames of a clip become visual tokens; `python -m prismatic list aggregator`
+    )
+    frame_aggregator_options: dict[str, Any] = field(default_factory=dict)  # Options of the aggregator, as JSON
+    visual_token_layout: Literal["after-bos", "inline"] = "after-bos"  # Where visual tokens stand in the sequence
+    prompt_template: str | None = None  # Template id; default: the one that the LLM's row names
+    pretrained_backbones: bool = True  # false: backbones from their configs with random weights, nothing downloaded
+    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (dynamic RoPE scaling)
+    trust_remote_code: bool = False  # Allow code from a model repository to run
+
+    init_from_model: str | None = None  # Start from these weights: a run dir, a checkpoint file, or a model id
+    repo_id: str | None = None  # Hub repository in which `init_from_model` is a folder
+
+    align_epochs: int = 1  # Passes over the align data
+    align_max_steps: int | None = None  # Stop after this many optimizer steps, whatever align_epochs says
+    align_global_batch_size: int = 256  # Examples per optimizer step over all processes
+    align_per_device_batch_size: int = 16  # Examples per forward pass and process; the rest is accumulated
+    align_learning_rate: float = 1e-3  # Peak learning rate
+    align_weight_decay: float = 0.0  # AdamW decay of matrices (never of biases and norms)
+    align_max_grad_norm: float = 1.0  # Clip the gradient to this norm
+    align_lr_scheduler_type: str = "linear-warmup+cosine-decay"  # or constant
+    align_warmup_ratio: float = 0.03  # Share of the steps that warm up
+    align_train_strategy: str = "fsdp-shard-grad-op"  # fsdp-full-shard, fsdp-shard-grad-op, fsdp-hybrid, ddp
+
+    finetune_epochs: int = 1  # Passes over the finetune data (stages finetune and full-finetune)
+    finetune_max_steps: int | None = None  # Stop after this many optimizer steps, whatever finetune_epochs says
+    finetune_global_batch_size: int = 128  # Examples per optimizer step over all processes
+    finetune_per_device_batch_size: int = 16  # Examples per forward pass and process; the rest is accumulated
+    finetune_learning_rate: float = 2e-5  # Peak learning rate
+    finetune_weight_decay: float = 0.1  # AdamW decay of matrices (never of biases and norms)
+    finetune_max_grad_norm: float = 1.0  # Clip the gradient to this norm
+    finetune_lr_scheduler_type: str = "linear-warmup+cosine-decay"  # or constant
+    finetune_warmup_ratio: float = 0.03  # Share of the steps that warm up
+    finetune_train_strategy: str = "fsdp-full-shard"  # fsdp-full-shard, fsdp-shard-grad-op, fsdp-hybrid, ddp
+
+    enable_gradient_checkpointing: bool = True  # Recompute the LLM's activations in the backward pass: less memory
+    enable_mixed_precision_training: bool = True  # bf16 compute on a GPU (fp32 weights); a CPU always computes in fp32
+    reduce_in_full_precision: bool = False  # Reduce gradients over processes in fp32
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """Preset used when only `--model.FIELD` is given."""
+        return DEFAULT_MODEL_ID
+
+    @property
+    def projector_id(self) -> str:
+        """The projector named by arch_specifier, without `no-align+`."""
+        return self.arch_specifier.removeprefix("no-align+")
+
+    @property
+    def needs_align_checkpoint(self) -> bool:
+        """Whether `--stage finetune` starts from a projector that an `align` run trained."""
+        return not self.arch_specifier.startswith("no-align+")
+
+    def stage(self, stage: str) -> StageConfig:
+        """The optimization fields of one stage; `full-finetune` shares those of `finetune`."""
+        prefix = "align_" if stage == "align" else "finetune_"
+        names = [f.name for f in fields(StageConfig) if f.name != "stage"]
+        return StageConfig(stage=stage, **{name: getattr(self, prefix + name) for name in names})
+
+    def validate(self, stage: str, world_size: int) -> None:
+        """Raises ValueError naming the flag when a value cannot work. Ids are checked where they are resolved."""
+        if self.num_frames < 1:
+            raise ValueError(f"--model.num_frames must be at least 1, got {self.num_frames}")
+        if self.llm_max_length < 8:
+            raise ValueError(f"--model.llm_max_length must be at least 8, got {self.llm_max_length}")
+        cfg, prefix = self.stage(stage), "--model.align_" if stage == "align" else "--model.finetune_"
+        for name in ("epochs", "global_batch_size", "per_device_batch_size"):
+            if getattr(cfg, name) < 1:
+                raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(cfg, name)}")
+        if cfg.max_steps is not None and cfg.max_steps < 1:
+            raise ValueError(f"{prefix}max_steps must be at least 1, got {cfg.max_steps}")
+        if not 0 <= cfg.warmup_ratio <= 1:
+            raise ValueError(f"{prefix}warmup_ratio must be between 0 and 1, got {cfg.warmup_ratio}")
+        if not cfg.learning_rate > 0 or not cfg.max_grad_norm > 0:
+            raise ValueError(f"{prefix}learning_rate and {prefix}max_grad_norm must be greater than 0")
+        step = cfg.per_device_batch_size * world_size
+        if cfg.global_batch_size % step:
+            raise ValueError(
+                f"{prefix}global_batch_size {cfg.global_batch_size} is not a multiple of {prefix}per_device_batch_size "
+                f"{cfg.per_device_batch_size} x {world_size} process(es) = {step}; for example pass "
+                f"{prefix}global_batch_size {max(1, cfg.global_batch_size // step) * step}"
+            )

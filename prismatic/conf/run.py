@@ -1,0 +1,136 @@
+"""One configuration per script: what `--help` shows is written here, on the right of each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import prismatic.conf.datasets
+import prismatic.conf.presets  # noqa: F401  registers the ids of --model.type
+from prismatic.conf.data import DatasetConfig
+from prismatic.conf.models import DEFAULT_MODEL_ID, STAGES, ModelConfig
+
+TRACKERS = ("jsonl", "wandb")
+
+
+@dataclass
+class PretrainConfig:
+    """Train a video-language model.
+
+    Example: torchrun --standalone --nproc-per-node 1 scripts/pretrain.py --model.type tiny-video \
+    --dataset.type moving-shapes --val_dataset.type moving-shapes-val --stage full-finetune
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(DEFAULT_MODEL_ID))
+    dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class("webvid"))
+    val_dataset: Optional[DatasetConfig] = None  # noqa: UP045  Validation data; none: no validation
+
+    stage: str = "finetune"  # align: projector; finetune: projector and LLM; full-finetune: all three
+    pretrained_checkpoint: Path | None = None  # Checkpoint of an align run whose projector a finetune run starts from
+    run_id: str | None = None  # Name of the run folder; default DATASET+MODEL+stage-STAGE+xSEED
+    run_root_dir: Path = Path("runs")  # Run folders are made here
+    seed: int = 7  # Initial weights, data order, frame sampling
+    resume: str = "auto"  # auto: go on from the newest checkpoint if there is one; never; or a checkpoint folder
+    checkpoint_interval: int | None = None  # Also save every this many optimizer steps (always at the end of an epoch)
+    keep_checkpoints: int = 2  # Resumable checkpoints kept in the run folder, newest first
+    validation_interval: int | None = None  # Also validate every this many steps (always at the end of an epoch)
+    device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
+    dry_run: bool = False  # Print the resolved configuration, sizes and tokens per example, then leave
+
+    hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
+    plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated
+    trackers: tuple[str, ...] = ("jsonl", "wandb")  # Where metrics go, in brackets: '["jsonl","wandb"]'
+    wandb_project: str = "prismatic"  # Weights & Biases project
+    wandb_entity: str | None = None  # Weights & Biases user or team; none: your default
+
+    def resolved_run_id(self) -> str:
+        """The run folder's name: `run_id`, or made of the ids (llava-v15 runs carry no dataset prefix)."""
+        if self.run_id:
+            return self.run_id
+        name = f"{self.model.model_id}+stage-{self.stage}+x{self.seed}"
+        return name if self.dataset.dataset_id == "llava-v15" else f"{self.dataset.dataset_id}+{name}"
+
+    def validate(self, world_size: int = 1) -> None:
+        """Raises ValueError naming the flag when a value cannot work. Called by the script, before anything is built."""
+        if self.stage not in STAGES:
+            raise ValueError(f"--stage must be one of {', '.join(STAGES)}, got '{self.stage}'")
+        if not self.trackers or any(t not in TRACKERS for t in self.trackers):
+            raise ValueError(
+                f"--trackers takes a list in brackets of {', '.join(TRACKERS)}, for example --trackers '[\"jsonl\"]'; "
+                f"got {list(self.trackers)}"
+            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"--device must be auto, cpu or cuda, got '{self.device}'")
+        for name in ("checkpoint_interval", "validation_interval"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1 step, got {value}")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"--keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+        run_id = self.resolved_run_id()
+        if "/" in run_id or run_id in (".", ".."):
+            raise ValueError(f"--run_id is a folder name below --run_root_dir, not a path; got '{run_id}'")
+        self.model.validate(self.stage, world_size)
+        self.dataset.validate()
+        if self.val_dataset is not None:
+            self.val_dataset.validate()
+
+
+@dataclass
+class GenerateConfig:
+    """Ask a trained model about an image or a video.
+
+    Example: python scripts/generate.py --model_path runs/my-run --media clip.mp4 --prompt "What happens here?"
+    Without --media an interactive prompt opens that takes paths and questions and keeps the conversation.
+    """
+
+    model_path: str = "prism-dinosiglip+7b"  # Run folder, checkpoint file, or model id
+    media: str | None = None  # Image, video, or folder of frames; none: interactive
+    prompt: str = "Describe what is happening in the video."  # The question
+    system_prompt: str | None = None  # Replaces the template's system prompt
+    num_frames: int | None = None  # Frames taken from a video; default: as trained
+    device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
+    hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
+    plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated
+    do_sample: bool = False  # Sample instead of taking the likeliest token
+    temperature: float = 1.0  # Sampling temperature
+    num_beams: int = 1  # Beam search with this many beams
+    max_new_tokens: int = 512  # Longest answer in tokens
+    min_length: int = 1  # Shortest answer in tokens
+
+
+@dataclass
+class EvaluateConfig:
+    """Answer every row of a dataset and score the answers.
+
+    Example: python scripts/evaluate.py --model_path runs/my-run --dataset.type moving-shapes-val --task caption \
+    --output_dir runs/my-run/evaluation
+    """
+
+    model_path: str = ""  # Run folder, checkpoint file, or model id
+    dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class("webvid"))
+    task: str = "caption"  # How answers are made and scored; an unknown task lists those there are
+    output_dir: Path = Path("evaluation")  # metrics.json and predictions.jsonl are written here
+    num_frames: int | None = None  # Frames taken from each video; default: as trained
+    limit: int | None = None  # Only the first so many rows
+    batch_size: int = 16  # Rows answered at a time
+    max_new_tokens: int = 64  # Longest answer in tokens
+    num_beams: int = 1  # Beam search with this many beams
+    seed: int = 7  # Seed of random frame samplers
+    device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
+    hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
+    plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated
+
+
+@dataclass
+class PreprocessConfig:
+    """Fetch or render a dataset.
+
+    Example: python scripts/preprocess.py --dataset_id moving-shapes --root_dir data
+    """
+
+    dataset_id: str = "moving-shapes"  # moving-shapes (rendered), llava-v1.5-instruct, llava-laion-cc-sbu-558k
+    root_dir: Path = Path("data")  # The dataset becomes a folder in here
+    seed: int = 7  # Seed of a rendered dataset
+    num_workers: int = 2  # Processes that render or convert
