@@ -2,7 +2,8 @@
 
 Arrows between rooms go one way (tests/test_imports.py checks it):
 
-    scripts > load > build > train | webvid | eval | export > data | models > video, prompting > conf | registry, types, dist
+    scripts > load > build > train | webvid | eval | export > data | models > video, prompting
+        > conf | registry, types, dist
 """
 
 from __future__ import annotations

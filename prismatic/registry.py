@@ -99,14 +99,12 @@ def unknown_id_message(kind: str, name: str, known: Iterable[str], flag: str | N
     if near:
         text += "; did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     if len(ids) <= 12:
-        text += f" Known ids: {', '.join(ids)}."
-    else:
-        text += f" {len(ids)} ids are known; `python -m prismatic list` prints them."
-    return text
+        return f"{text} (known: {', '.join(ids)})"
+    return f"{text} ({len(ids)} are known; `python -m prismatic list` prints them)"
 
 
 def import_plugins(modules: str) -> None:
-    """Import the user's own modules, comma-separated dotted names (`--plugins a.b,c.d`), so that their entries register.
+    """Import the user's own modules (`--plugins a.b,c.d`), so that their entries register.
 
     Raises ValueError when a module is not importable.
     """

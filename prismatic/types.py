@@ -28,7 +28,7 @@ class ImageSpec:
     """How pixels must be prepared for a vision backbone.
 
     resolution: side R of the square input, pixels. mean, std: per channel, of values in [0, 1]; also for a backbone of
-    several towers (the first tower's, used for the letterbox colour). interpolation: "bicubic", "bilinear" or "nearest".
+    several towers (the first tower's, used for the letterbox colour). interpolation: "bicubic", "bilinear", "nearest".
     crop_pct: share of the resized image that the centre crop of `resize-crop` keeps (1.0: shortest side becomes R).
     """
 

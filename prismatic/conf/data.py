@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -20,8 +20,10 @@ class DatasetConfig(draccus.ChoiceRegistry):
 
     dataset_id: str = "webvid"  # Name of the dataset; part of the default run id
     align_stage_components: tuple[Annotations, Path] = (Path(""), Path(""))  # ["annotations.json", "media folder"]
-    finetune_stage_components: tuple[Annotations, Path] = (Path(""), Path(""))
-    # ["annotations.json" | ["epoch0.json", "epoch1.json"] | "mixture.yaml", "media folder"]
+    finetune_stage_components: tuple[Annotations, Path] = (
+        Path(""),
+        Path(""),
+    )  # A list of files: one per epoch
     dataset_root_dir: Path = Path("data")  # The components are relative to it; an absolute component stands alone
 
     sampler: str = "uniform"  # Which frames of a video are taken; `python -m prismatic list sampler`
@@ -62,13 +64,13 @@ class DatasetConfig(draccus.ChoiceRegistry):
             raise ValueError(f"--dataset.max_skipped_share must be between 0 and 1, got {self.max_skipped_share}")
         if any(len(name) == 1 for name in self.augmentations):
             raise ValueError(
-                "--dataset.augmentations takes a list in brackets, for example --dataset.augmentations '[\"color-jitter\"]'"
+                "--dataset.augmentations takes a list in brackets, for example "
+                "--dataset.augmentations '[\"color-jitter\"]'"
             )
 
 
 def register(dataset_id: str, align: tuple[Any, str] | None, finetune: tuple[Any, str], **values: Any) -> None:
-    """File a dataset under its id: (annotations, media folder) of both stages, and fields that differ from the defaults."""
-    from dataclasses import make_dataclass
+    """File a dataset under its id: (annotations, media folder) of both stages, and fields unlike the defaults."""
 
     def paths(component: tuple[Any, str] | None) -> tuple[Annotations, Path]:
         annotations, media = component or ("", "")

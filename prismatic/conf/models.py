@@ -43,9 +43,7 @@ class ModelConfig(draccus.ChoiceRegistry):
     llm_max_length: int = 2048  # Longest text in tokens; visual tokens are counted on top, against the LLM's context
 
     num_frames: int = 8  # Frames taken from a video (an image is one frame)
-    frame_aggregator: str = (
-        "concat"  # How the frames of a clip become visual tokens; `python -m prismatic list aggregator`
-    )
+    frame_aggregator: str = "concat"  # How frames become visual tokens; `python -m prismatic list aggregator`
     frame_aggregator_options: dict[str, Any] = field(default_factory=dict)  # Options of the aggregator, as JSON
     visual_token_layout: Literal["after-bos", "inline"] = "after-bos"  # Where visual tokens stand in the sequence
     prompt_template: str | None = None  # Template id; default: the one that the LLM's row names

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-import prismatic.conf.datasets
+import prismatic.conf.datasets  # noqa: F401  registers the ids of --dataset.type
 import prismatic.conf.presets  # noqa: F401  registers the ids of --model.type
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import DEFAULT_MODEL_ID, STAGES, ModelConfig
@@ -52,7 +52,7 @@ class PretrainConfig:
         return name if self.dataset.dataset_id == "llava-v15" else f"{self.dataset.dataset_id}+{name}"
 
     def validate(self, world_size: int = 1) -> None:
-        """Raises ValueError naming the flag when a value cannot work. Called by the script, before anything is built."""
+        """Raises ValueError naming the flag when a value cannot work. The script calls it before anything is built."""
         if self.stage not in STAGES:
             raise ValueError(f"--stage must be one of {', '.join(STAGES)}, got '{self.stage}'")
         if not self.trackers or any(t not in TRACKERS for t in self.trackers):
