@@ -21,6 +21,7 @@ import yaml
 from draccus.help_formatter import SimpleHelpFormatter
 from draccus.utils import DraccusException
 
+from prismatic.conf.help import choice_fields, teach
 from prismatic.registry import import_plugins, unknown_id_message
 
 C = TypeVar("C")
@@ -62,6 +63,9 @@ def parse(config_class: type[C], args: Sequence[str] | None = None, prog: str | 
         import_plugins(plugins)
     parser = draccus.argparsing.ArgumentParser(config_class, formatter_class=_Formatter, prog=prog)
     _check_ids(parser.parser, argv)
+    if "--help" in argv or "-h" in argv:
+        chosen = {name: _value_of(argv, f"--{name}.type") for name in choice_fields(config_class)}
+        teach(parser.parser, config_class, chosen)
     parser.parser.error = lambda message: _explain(parser.parser, argv, message)
     try:
         return parser.parse_args(_quote_strings(parser.parser, argv))
@@ -98,7 +102,7 @@ def _value_of(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _quote_strings(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """Quote the values of string fields: draccus reads all values as YAML, where `What: a cat?` is a mapping, 007 is 7."""
+    """Quote the values of string fields: draccus reads them as YAML, where `What: a cat?` is a mapping and 007 is 7."""
     quoted: list[str] = []
     flag = ""
     for arg in argv:

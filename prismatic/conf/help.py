@@ -1,0 +1,65 @@
+"""What `--help` says of the fields behind a choice (`--model.*`, `--dataset.*`).
+
+draccus finds the comment beside a field in the class's source; presets are made from rows and have none, so their help
+is taken from the class that they vary, and the defaults shown are those of the preset that the command line names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from typing import Any
+
+from draccus.choice_types import ChoiceType
+from draccus.utils import is_choice_type
+from draccus.wrappers.docstring import get_attribute_docstring
+
+
+def choice_fields(config_class: type) -> dict[str, type[ChoiceType]]:
+    """Fields of a configuration whose class is picked by an id, with the class that lists the ids."""
+    hints = typing.get_type_hints(config_class)
+    found = {}
+    for field in dataclasses.fields(config_class):
+        for hint in (hints[field.name], *typing.get_args(hints[field.name])):
+            if isinstance(hint, type) and is_choice_type(hint):
+                found[field.name] = hint
+    return found
+
+
+def teach(parser: argparse.ArgumentParser, config_class: type, chosen: dict[str, str | None]) -> None:
+    """Show one group of flags for each choice, with help and the defaults of its preset.
+
+    chosen: for each choice field the id on the command line, or None.
+    """
+    for name, base in choice_fields(config_class).items():
+        choice = chosen.get(name) or base.default_choice_name()
+        if choice not in base.get_known_choices():
+            continue
+        preset = base.get_choice_class(choice)()
+        about = get_attribute_docstring(config_class, name).comment_inline or " ".join((base.__doc__ or "").split())
+        groups = [group for group in parser._action_groups if f"['{name}']" in (group.title or "")]
+        # draccus adds a group for each preset: one for the choice itself, the chosen preset's, and all the others.
+        kept = [
+            group for group in groups if group.title.split(" [")[0] in (base.__qualname__, type(preset).__qualname__)
+        ]
+        parser._action_groups = [g for g in parser._action_groups if g not in groups or g in kept]
+        kept[0].title, kept[0].description = name, about
+        kept[1].title, kept[1].description = f"{name}: fields, with the values of --{name}.type {choice}", None
+        for action in [*kept[0]._group_actions, *kept[1]._group_actions]:
+            _explain_field(action, preset, action.dest.split(".", 1)[1], choice)
+
+
+def _explain_field(action: argparse.Action, preset: Any, field: str, choice: str) -> None:
+    if field == "type":
+        action.help, action.default = "One of the ids that `python -m prismatic list` prints", choice
+        return
+    docs = (get_attribute_docstring(cls, field).comment_inline for cls in _declaring(type(preset), field))
+    action.help = next(filter(None, docs), field).replace("%", "%%")
+    value = getattr(preset, field)
+    # ArgumentDefaultsHelpFormatter would print the repr of a Path and nothing for an empty string.
+    action.default = [str(v) for v in value] if isinstance(value, tuple) else str(value)
+
+
+def _declaring(preset: type, field: str) -> list[type]:
+    return [cls for cls in preset.__mro__ if field in cls.__dict__.get("__annotations__", {})]
