@@ -17,26 +17,26 @@ Floats = NDArray[np.float32]
 SIDE = 128  # pixels; a multiple of 16, so that no codec pads it
 FPS = 10
 SECONDS = (2.0, 4.0)
-RADIUS = {"small": 0.062, "large": 0.115}  # before a jitter of RADIUS_JITTER
+RADIUS = {"small": 0.08, "large": 0.14}  # before a jitter of RADIUS_JITTER
 RADIUS_JITTER = 0.06
 # Where an object starts is drawn from the same square for every direction, so that the first frame tells nothing
 # of it. The square, the longest travel and the largest radius together just keep the object in the picture.
-START = (0.39, 0.61)
-TRAVEL = (0.23, 0.26)  # of the whole clip at constant speed
+START = (0.405, 0.595)
+TRAVEL = (0.23, 0.25)  # of the whole clip at constant speed
 TRAVEL_IF_CUT_SHORT = 1.6  # factor for objects that stop or turn back: quicker, so that they too get somewhere
 EVENT_TIME = (0.42, 0.54)  # share of the clip
 COLOUR_CHANGE_SECONDS = 0.2
-SPLIT_DISTANCE = 0.17  # between the centres at the end, half of it to each side
+SPLIT_REACH = 1.1  # way of each half to its side, in radii of the whole: a gap is left between them
 SPLIT_RADIUS = 0.72  # of the radius before: two halves have about the area of the whole
 PALETTE: dict[str, tuple[int, int, int]] = {
-    "red": (222, 54, 64),
-    "orange": (247, 140, 40),
-    "yellow": (250, 212, 50),
-    "green": (52, 168, 92),
-    "blue": (50, 112, 224),
-    "purple": (142, 72, 190),
+    "red": (232, 52, 62),
+    "orange": (255, 146, 36),
+    "yellow": (255, 222, 64),
+    "green": (70, 198, 96),
+    "blue": (48, 108, 244),
+    "purple": (166, 72, 222),
 }
-BACKGROUNDS = ((246, 242, 233), (236, 241, 247), (240, 246, 238), (247, 238, 238), (240, 238, 247), (243, 243, 243))
+BACKGROUNDS = ((132, 124, 112), (112, 124, 136), (116, 130, 118), (136, 120, 120), (122, 118, 134), (124, 124, 124))
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 
 
@@ -67,6 +67,11 @@ def draw_clip(clip: ClipPlan, side: int = SIDE) -> NDArray[np.uint8]:
             _paint(canvas, clip.attributes.shape, centre, radius, motion.tilt, colour)
         frames[index] = np.rint(canvas)
     return frames
+
+
+def num_frames(clip: ClipPlan) -> int:
+    """Number of frames of a planned clip, without drawing it."""
+    return _motion(clip).num_frames
 
 
 def _motion(clip: ClipPlan) -> _Motion:
@@ -115,7 +120,7 @@ def _pieces(clip: ClipPlan, motion: _Motion, time: float) -> tuple[list[tuple[fl
         return [(x, y)], motion.radius
     # Apart at a right angle to the way, fast at first.
     progress = after / (1 - motion.event_time)
-    apart = (SPLIT_DISTANCE / 2 + 0.3 * (motion.radius - RADIUS["small"])) * (1 - (1 - progress) ** 2)
+    apart = SPLIT_REACH * motion.radius * (1 - (1 - progress) ** 2)
     return [(x + dy * apart, y + dx * apart), (x - dy * apart, y - dx * apart)], motion.radius * SPLIT_RADIUS
 
 
