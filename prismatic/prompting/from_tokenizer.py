@@ -1,0 +1,91 @@
+"""A ChatTemplate out of a tokenizer's own `chat_template`, for LLMs that have no row.
+
+The template is rendered with marks in the place of messages, and cut at the marks. What comes out is a plain row of
+strings, so training and asking go the same way as for every other template.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prismatic.prompting.templates import ChatTemplate
+from prismatic.types import Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_QUESTION, _ANSWER, _NEXT, _SYSTEM = "MARKquestionMARK", "MARKanswerMARK", "MARKnextMARK", "MARKsystemMARK"
+# Some templates write the day's date into the prompt; a model must not see other prompts tomorrow than today.
+_FIXED = {"date_string": "26 Jul 2024"}
+
+
+def tokenizer_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The chat format that the tokenizer's publisher wrote, as a ChatTemplate.
+
+    Raises ValueError when the tokenizer has no chat template, or one that does not put messages one after another
+    (then a template has to be named by its id).
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the tokenizer has no chat template of its own; name one with --model.prompt_template")
+    first = _render(tokenizer, [("user", _QUESTION)], ask=True)
+    whole = _render(tokenizer, [("user", _QUESTION), ("assistant", _ANSWER), ("user", _NEXT)], ask=True)
+    closed = _render(tokenizer, [("user", _QUESTION), ("assistant", _ANSWER)], ask=False)
+    if not whole.startswith(first + _ANSWER) or any(text.count(_ANSWER) != 1 for text in (whole, closed)):
+        raise ValueError(
+            "the tokenizer's chat template does not put an answer right after the prompt that asked for it; "
+            "name another with --model.prompt_template"
+        )
+    between = whole[len(first + _ANSWER) :]
+    end = _end(tokenizer, closed.partition(_ANSWER)[2])
+    known = between.startswith(end)
+    bos = tokenizer.bos_token or ""
+    begins = bool(bos) and first.startswith(bos)
+    system = _system_form(tokenizer)
+    template = ChatTemplate(
+        first=first.removeprefix(bos).replace(_QUESTION, "{message}"),
+        later=between.removeprefix(end).replace(_NEXT, "{message}"),
+        with_system=system and system.removeprefix(bos),
+        end=end,
+        bos=bos,
+        adds_bos=begins,
+        strips=False,
+        joined=known,
+        stop=tuple(filter(None, {end.strip(): None, tokenizer.eos_token: None})),
+    )
+    turns = [Turn("human", _QUESTION), Turn("gpt", _ANSWER), Turn("human", _NEXT)]
+    ours = "".join(segment.text for segment in template.segments(turns))
+    if known and ours != whole.removeprefix(bos):
+        raise ValueError("the tokenizer's chat template cannot be taken apart; name one with --model.prompt_template")
+    return template
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, said: list[tuple[str, str]], ask: bool) -> str:
+    messages = [{"role": role, "content": content} for role, content in said]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **_FIXED)
+    assert isinstance(text, str)
+    return text
+
+
+def _system_form(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The first human turn with `{system}` and `{message}`; None when the format has no place for a system prompt."""
+    from jinja2 import TemplateError
+
+    try:
+        text = _render(tokenizer, [("system", _SYSTEM), ("user", _QUESTION)], ask=True)
+    except TemplateError:  # "System role not supported": raise_exception() of the template itself
+        return None
+    if text.count(_SYSTEM) != 1 or text.index(_SYSTEM) > text.index(_QUESTION):
+        return None
+    return text.replace(_SYSTEM, "{system}").replace(_QUESTION, "{message}")
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
+    """What closes an answer: the text behind it up to its first special token, else the end token."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    found = [(tail.index(token), -len(token)) for token in special if token in tail]
+    if found:
+        start, length = min(found)
+        return tail[: start - length]
+    if not tokenizer.eos_token:
+        raise ValueError("the tokenizer has no end token; name a template with --model.prompt_template")
+    return tokenizer.eos_token
