@@ -1,19 +1,23 @@
 """What `--help` says of the fields behind a choice (`--model.*`, `--dataset.*`).
 
-draccus finds the comment beside a field in the class's source; presets are made from rows and have none, so their help
-is taken from the class that they vary, and the defaults shown are those of the preset that the command line names.
+A field's help is the comment beside it. Presets are made from rows and have no source of their own, so their help is
+taken from the class that they vary, and the defaults shown are those of the preset that the command line names.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import inspect
+import io
+import textwrap
+import tokenize
 import typing
 from typing import Any
 
 from draccus.choice_types import ChoiceType
 from draccus.utils import is_choice_type
-from draccus.wrappers.docstring import get_attribute_docstring
 
 
 def choice_fields(config_class: type) -> dict[str, type[ChoiceType]]:
@@ -28,16 +32,20 @@ def choice_fields(config_class: type) -> dict[str, type[ChoiceType]]:
 
 
 def teach(parser: argparse.ArgumentParser, config_class: type, chosen: dict[str, str | None]) -> None:
-    """Show one group of flags for each choice, with help and the defaults of its preset.
+    """Put each field's comment beside its flag, and show one group of flags for each choice with its preset's values.
 
     chosen: for each choice field the id on the command line, or None.
     """
+    comments = field_comments(config_class)
+    for action in parser._actions:
+        if action.dest in comments:
+            action.help = comments[action.dest].replace("%", "%%")
     for name, base in choice_fields(config_class).items():
         choice = chosen.get(name) or base.default_choice_name()
         if choice not in base.get_known_choices():
             continue
         preset = base.get_choice_class(choice)()
-        about = get_attribute_docstring(config_class, name).comment_inline or " ".join((base.__doc__ or "").split())
+        about = comments.get(name) or " ".join((base.__doc__ or "").split())
         groups = [group for group in parser._action_groups if f"['{name}']" in (group.title or "")]
         # draccus adds a group for each preset: one for the choice itself, the chosen preset's, and all the others.
         kept = [
@@ -54,12 +62,25 @@ def _explain_field(action: argparse.Action, preset: Any, field: str, choice: str
     if field == "type":
         action.help, action.default = "One of the ids that `python -m prismatic list` prints", choice
         return
-    docs = (get_attribute_docstring(cls, field).comment_inline for cls in _declaring(type(preset), field))
+    docs = (field_comments(cls).get(field) for cls in type(preset).__mro__)
     action.help = next(filter(None, docs), field).replace("%", "%%")
     value = getattr(preset, field)
     # ArgumentDefaultsHelpFormatter would print the repr of a Path and nothing for an empty string.
     action.default = [str(v) for v in value] if isinstance(value, tuple) else str(value)
 
 
-def _declaring(preset: type, field: str) -> list[type]:
-    return [cls for cls in preset.__mro__ if field in cls.__dict__.get("__annotations__", {})]
+def field_comments(cls: type) -> dict[str, str]:
+    """The comment on the last line of each annotated field of a class body; empty where there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):
+        return {}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    body = ast.parse(source).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        node.target.id: comments[node.end_lineno]
+        for node in body.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in comments
+    }

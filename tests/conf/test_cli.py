@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prismatic.conf import cli
-from prismatic.conf.run import GenerateConfig, PretrainConfig
+from prismatic.conf.run import EvaluateConfig, GenerateConfig, PreprocessConfig, PretrainConfig
 
 
 def _parse(*args: str) -> PretrainConfig:
@@ -118,3 +118,14 @@ def test_plugin_ids_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="has no annotations for stage align"):
         cfg.dataset.components("align")
     sys.modules.pop("my_data_for_test")
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, GenerateConfig, EvaluateConfig, PreprocessConfig])
+def test_every_flag_has_its_help(config: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(config, ["--help"])
+    paragraphs = capsys.readouterr().out.split("\n  --")[1:]
+    assert len(paragraphs) > 3
+    for paragraph in paragraphs:
+        words = paragraph.split("\n\n")[0].split()
+        assert len(" ".join(words[2:])) > 12, f"--{words[0]} is not explained: {paragraph}"
