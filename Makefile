@@ -1,0 +1,24 @@
+# Every target makes what it needs: a virtual environment (unless one is active), the package, the test data.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+ENV := EXTRAS=dev . scripts/environment.sh
+
+.PHONY: help test lint format soak
+
+help:
+	@echo "make test    lint, then all tests that take no GPU and no more than minutes"
+	@echo "make soak    also the long fault tests"
+	@echo "make lint    ruff, rules and layout"
+	@echo "make format  let ruff lay the code out"
+
+test: lint
+	@$(ENV); python -m pytest -m "not slow" -n auto --dist loadfile
+
+soak: lint
+	@$(ENV); python -m pytest
+
+lint:
+	@$(ENV); ruff check . && ruff format --check .
+
+format:
+	@$(ENV); ruff check --fix . && ruff format .

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# The main job, from nothing to an answered question: sets up, renders moving-shapes, weaves it, trains tiny-video,
+# evaluates it with all frames and with one, asks it about a held-out video, and writes a report.
+#
+#   ./run_pretrain.sh                                  # everything, on a GPU where there is one
+#   ./run_pretrain.sh --seed 8                         # further flags go to scripts/pretrain.py
+#   NGPU=4 ./run_pretrain.sh                           # on four GPUs
+#
+# A run that was interrupted goes on where it stopped when the same command is given again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+NGPU=${NGPU:-1}
+DATA=${DATA:-data}
+
+current="setting up"
+trap 'code=$?; if [ "$code" -ne 0 ]; then echo "run_pretrain.sh: stopped while $current (exit code $code); the reason is above" >&2; fi' EXIT
+step() {
+    current="$1"
+    printf '\n== [%s] %s\n' "$(date +%H:%M:%S)" "$1"
+}
+# The value that a flag has among the arguments, or a default.
+flag() {
+    local name="$1" value="$2"
+    shift 2
+    while [ "$#" -gt 0 ]; do
+        case "$1" in
+            "$name") value="${2:-}" ;;
+            "$name="*) value="${1#*=}" ;;
+        esac
+        shift
+    done
+    printf '%s' "$value"
+}
+
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+# Other flags are another run: their checksum is part of its name.
+run_id="moving-shapes+tiny-video"
+if [ "$#" -gt 0 ]; then run_id="$run_id+$(printf '%s ' "$@" | cksum | cut -d ' ' -f 1)"; fi
+run_id=$(flag --run_id "$run_id" "$@")
+run_dir="$(flag --run_root_dir runs "$@")/$run_id"
+
+step "rendering moving-shapes"
+python scripts/preprocess.py --dataset_id moving-shapes --root_dir "$DATA"
+
+step "clustering and weaving"
+shapes="$DATA/moving-shapes"
+python scripts/webvid.py catalog --videos "$shapes/videos" --captions "$shapes/train.csv" --output "$shapes/train.parquet"
+python scripts/webvid.py cluster --catalog "$shapes/train.parquet" --videos_per_cluster 2 --method random \
+    --output "$shapes/clusters.json"
+python scripts/webvid.py weave --clusters "$shapes/clusters.json" --catalog "$shapes/train.parquet" --total_frames 16 \
+    --form joined --output "$shapes/woven.json"
+
+step "training ($NGPU process(es))"
+torchrun --standalone --nproc-per-node "$NGPU" scripts/pretrain.py --model.type tiny-video --stage full-finetune \
+    --dataset.type moving-shapes --val_dataset.type moving-shapes-val --dataset.dataset_root_dir "$DATA" \
+    --val_dataset.dataset_root_dir "$DATA" --trackers '["jsonl"]' --run_id "$run_id" "$@"
+
+step "evaluating on held-out videos"
+python scripts/evaluate.py --model_path "$run_dir" --dataset.type moving-shapes-val --dataset.dataset_root_dir "$DATA" \
+    --task caption --output_dir "$run_dir/evaluation"
+
+step "evaluating with one frame per video"
+python scripts/evaluate.py --model_path "$run_dir" --dataset.type moving-shapes-val --dataset.dataset_root_dir "$DATA" \
+    --task caption --num_frames 1 --output_dir "$run_dir/evaluation-one-frame"
+
+step "asking about a held-out video"
+video="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))[0]["videos"][0])' "$shapes/val.json")"
+truth="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))[0]["conversations"][1]["value"])' "$shapes/val.json")"
+question="Describe what is happening in the video."
+answer="$(python scripts/generate.py --model_path "$run_dir" --media "$shapes/$video" --prompt "$question")"
+printf 'video:    %s\nquestion: %s\nanswer:   %s\ntruth:    %s\n' "$shapes/$video" "$question" "$answer" "$truth"
+
+current="finishing"
+printf '\nThe report with curves, figures and held-out clips: %s\n' "$run_dir/report.html"
