@@ -30,31 +30,35 @@ def tokenizer_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     first = _render(tokenizer, [("user", _QUESTION)], ask=True)
     whole = _render(tokenizer, [("user", _QUESTION), ("assistant", _ANSWER), ("user", _NEXT)], ask=True)
     closed = _render(tokenizer, [("user", _QUESTION), ("assistant", _ANSWER)], ask=False)
-    if not whole.startswith(first + _ANSWER) or any(text.count(_ANSWER) != 1 for text in (whole, closed)):
+    # Some formats put a blank in front of the answer that the prompt does not hold.
+    gap = whole[len(first) :].partition(_ANSWER)[0]
+    if not whole.startswith(first) or gap.strip() or any(text.count(_ANSWER) != 1 for text in (whole, closed)):
         raise ValueError(
             "the tokenizer's chat template does not put an answer right after the prompt that asked for it; "
             "name another with --model.prompt_template"
         )
-    between = whole[len(first + _ANSWER) :]
+    between = whole[len(first + gap + _ANSWER) :]
     end = _end(tokenizer, closed.partition(_ANSWER)[2])
     known = between.startswith(end)
     bos = tokenizer.bos_token or ""
     begins = bool(bos) and first.startswith(bos)
     system = _system_form(tokenizer)
     template = ChatTemplate(
-        first=first.removeprefix(bos).replace(_QUESTION, "{message}"),
-        later=between.removeprefix(end).replace(_NEXT, "{message}"),
-        with_system=system and system.removeprefix(bos),
+        first=first.removeprefix(bos).replace(_QUESTION, "{message}") + gap,
+        later=between.removeprefix(end).replace(_NEXT, "{message}") + gap,
+        with_system=system and system.removeprefix(bos) + gap,
         end=end,
         bos=bos,
         adds_bos=begins,
-        strips=False,
-        joined=known,
+        strips=bool(gap),
+        joined=known and not gap,
         stop=tuple(filter(None, {end.strip(): None, tokenizer.eos_token: None})),
     )
     turns = [Turn("human", _QUESTION), Turn("gpt", _ANSWER), Turn("human", _NEXT)]
-    ours = "".join(segment.text for segment in template.segments(turns))
-    if known and ours != whole.removeprefix(bos):
+    ours = "".join(
+        template.human(t.text, first=not i) if i != 1 else template.answer(t.text) for i, t in enumerate(turns)
+    )
+    if known and ours != whole.removeprefix(bos) + gap:
         raise ValueError("the tokenizer's chat template cannot be taken apart; name one with --model.prompt_template")
     return template
 

@@ -92,8 +92,11 @@ def tokenize_segments(
         ids.insert(0, bos)
         labels.insert(0, IGNORE_INDEX)
     early = sum(media_tokens) if layout == "after-bos" else sum(slots)
-    ids[1:1] = [VISUAL_SLOT] * early
-    labels[1:1] = [IGNORE_INDEX] * early
+    at = (
+        1 if labels[:1] == [IGNORE_INDEX] else 0
+    )  # no begin token and no prompt: a learned token stays behind the media
+    ids[at:at] = [VISUAL_SLOT] * early
+    labels[at:at] = [IGNORE_INDEX] * early
     labels[:1] = [IGNORE_INDEX] * len(labels[:1])
     return ids, labels
 
@@ -142,4 +145,11 @@ def _token_ids(segment: Segment, tokenizer: PreTrainedTokenizerBase) -> list[int
         context, both = encode(segment.context), encode(segment.context + segment.text)
         if both[: len(context)] == context:
             return both[len(context) :]
-    return encode(segment.text)
+    ids = encode(segment.text)
+    if segment.learned and segment.text[0] == " ":
+        # Some SentencePiece tokenizers take a leading blank for the one that they put in front of every text.
+        wider = encode(" " + segment.text)
+        for found in (ids, wider):
+            if tokenizer.decode(found, clean_up_tokenization_spaces=False) == segment.text:
+                return found
+    return ids

@@ -133,10 +133,10 @@ def check_role(role: str, index: int) -> None:
         raise ValueError(f"turn {index + 1} of the conversation must be from '{due}', not '{role}' (human begins)")
 
 
-def _fill(form: str, message: str, system: str = "") -> str:
+def _fill(form: str, text: str, system: str = "") -> str:
     # Not str.format: messages and the templates of tokenizers hold braces.
     before, field, after = form.partition("{message}")
-    return before.replace("{system}", system) + (message if field else "") + after
+    return before.replace("{system}", system) + (text if field else "") + after
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
@@ -151,8 +151,8 @@ _VISION_ASSISTANT = (
     "provides, and assist the user with a variety of tasks using natural language."
 )
 _CURIOUS_USER = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions."
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
 )
 # The missing blank after the second sentence is in the original.
 _VIDEO_CHATGPT = (
