@@ -51,7 +51,7 @@ python scripts/webvid.py catalog --videos "$shapes/videos" --captions "$shapes/t
 python scripts/webvid.py cluster --catalog "$shapes/train.parquet" --videos_per_cluster 2 --method random \
     --output "$shapes/clusters.json"
 python scripts/webvid.py weave --clusters "$shapes/clusters.json" --catalog "$shapes/train.parquet" --total_frames 16 \
-    --form joined --output "$shapes/woven.json"
+    --form joined --media_root "$shapes" --output "$shapes/woven.json"
 
 step "training ($NGPU process(es))"
 torchrun --standalone --nproc-per-node "$NGPU" scripts/pretrain.py --model.type tiny-video --stage full-finetune \

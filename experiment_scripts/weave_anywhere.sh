@@ -22,7 +22,7 @@ for L in $LS; do
     python scripts/webvid.py cluster --catalog "$shapes/train.parquet" --videos_per_cluster "$L" --method random \
         --output "$shapes/clusters-L$L.json"
     python scripts/webvid.py weave --clusters "$shapes/clusters-L$L.json" --catalog "$shapes/train.parquet" \
-        --total_frames "$T" --form joined --output "$shapes/woven-L$L.json"
+        --total_frames "$T" --form joined --media_root "$shapes" --output "$shapes/woven-L$L.json"
     torchrun --standalone --nproc-per-node "${NGPU:-1}" scripts/pretrain.py --model.type tiny-video \
         --stage full-finetune --model.finetune_max_steps "$STEPS" --dataset.type custom \
         --dataset.dataset_id "moving-shapes-L$L" --dataset.dataset_root_dir "$DATA" \

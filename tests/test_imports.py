@@ -28,8 +28,10 @@ LAYERS = {
     "export": 4,
     "build": 5,
     "load": 6,
-    "__init__": 7,
-    "__main__": 7,
+    "preview": 6,
+    "ask": 7,
+    "__init__": 8,
+    "__main__": 8,
 }
 OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio")
 

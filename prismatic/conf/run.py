@@ -99,6 +99,15 @@ class GenerateConfig:
     max_new_tokens: int = 512  # Longest answer in tokens
     min_length: int = 1  # Shortest answer in tokens
 
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work."""
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"--num_frames must be at least 1, got {self.num_frames}")
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ValueError("--max_new_tokens and --num_beams must be at least 1")
+        if self.do_sample and not self.temperature > 0:
+            raise ValueError(f"--temperature must be greater than 0 with --do_sample true, got {self.temperature}")
+
 
 @dataclass
 class EvaluateConfig:

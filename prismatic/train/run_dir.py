@@ -1,0 +1,91 @@
+"""The folder of a run: made once, with the configuration that made it, and refused to another configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import draccus
+
+from prismatic import dist
+from prismatic.conf.run import PretrainConfig
+
+log = logging.getLogger(__name__)
+
+# What may change between the start of a run and its continuation without changing what is computed.
+FREE = {
+    *("val_dataset", "resume", "checkpoint_interval", "keep_checkpoints", "validation_interval", "device", "dry_run"),
+    *("hf_token", "plugins", "trackers", "wandb_project", "wandb_entity", "run_id", "run_root_dir"),
+    *("model.enable_gradient_checkpointing", "model.trust_remote_code", "model.reduce_in_full_precision"),
+    *("model.align_train_strategy", "model.finetune_train_strategy"),
+    *("model.align_per_device_batch_size", "model.finetune_per_device_batch_size"),
+    *("dataset.num_workers", "dataset.decoder", "dataset.on_error", "dataset.max_skipped_share", "dataset.metric"),
+    *("dataset.packing",),
+}
+
+
+def prepare_run_dir(cfg: PretrainConfig) -> Path:
+    """Make the run folder and write config.yaml and config.json; every process calls it.
+
+    A folder that is there is gone on with, unless `--resume never` (it is then renamed, nothing is deleted). Raises
+    ValueError when it was made with other settings, or cannot be written.
+    """
+    run_dir = cfg.run_root_dir / cfg.resolved_run_id()
+    problem = None
+    if dist.rank_zero():
+        try:
+            _prepare(run_dir, cfg)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    problem = dist.broadcast_object(problem)
+    if problem is not None:
+        raise ValueError(problem)
+    return run_dir
+
+
+def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
+    if run_dir.exists() and cfg.resume == "never":
+        _set_aside(run_dir)
+    config = run_dir / "config.json"
+    started = any((run_dir / "checkpoints").glob("step-*"))
+    if not started:
+        # Of a run that never saved anything, a tokenizer trained on other texts may be left.
+        shutil.rmtree(run_dir / "llm_backbone", ignore_errors=True)
+    encoded = json.loads(json.dumps(draccus.encode(cfg), default=str))
+    if started and config.is_file():
+        changed = differences(json.loads(config.read_text(encoding="utf-8")), encoded)
+        if changed:
+            raise ValueError(
+                f"{run_dir} was made with other settings: {'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}. "
+                "Give the same settings to go on with it, another --run_id for a new run, or --resume never to start over"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name, text in (("config.yaml", draccus.dump(cfg)), ("config.json", json.dumps(encoded, indent=2))):
+        partial = run_dir / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(run_dir / name)
+
+
+def _set_aside(run_dir: Path) -> None:
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.replaced-{number}")).exists():
+        number += 1
+    run_dir.rename(aside)
+    log.warning("--resume never: the earlier run of this name is now %s", aside)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ and matter to what is computed, as texts "--flag before -> now"."""
+    changed = []
+    for name in sorted(before.keys() | now.keys()):
+        flag, old, new = prefix + name, before.get(name), now.get(name)
+        if flag in FREE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict) and not prefix:
+            changed += differences(old, new, f"{flag}.")
+        else:
+            changed.append(f"--{flag} {old} -> {new}")
+    return changed

@@ -1,0 +1,43 @@
+"""Train a video-language model. `--help` explains every flag.
+
+torchrun --standalone --nproc-per-node K scripts/pretrain.py --model.type ID --dataset.type ID ...; without torchrun it
+is one process.
+"""
+
+from __future__ import annotations
+
+import os
+
+from prismatic.conf import cli
+from prismatic.conf.run import PretrainConfig
+
+
+def main() -> int:
+    """Parse, build, fit; the exit code is the trainer's (143 and 130: stopped by a signal, after saving)."""
+    cfg = cli.parse(PretrainConfig)
+    cfg.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
+
+    from prismatic import dist
+    from prismatic.build import build_trainer
+    from prismatic.preview import describe
+
+    world = dist.start(cfg.device)
+    dist.setup_logging(world)
+    trainer, failed = None, True
+    try:
+        if cfg.dry_run:
+            print(describe(cfg))
+            failed = False
+            return 0
+        trainer = build_trainer(cfg, world)
+        code = trainer.fit()
+        failed = False
+        return code
+    finally:
+        holders = [trainer] if trainer is not None else []
+        del trainer
+        dist.stop(*holders, failed=failed)
+
+
+if __name__ == "__main__":
+    cli.run(main)
