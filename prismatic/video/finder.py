@@ -1,0 +1,144 @@
+"""Finds a numbered frame in an open video with the least decoding that is still exact.
+
+A frame is known by its presentation time. Decoding goes on from where it stands, or from the last keyframe before the
+frame when that lies ahead; frames that nothing refers to and nobody asked for are not decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prismatic.video.packets import PacketIndex
+from prismatic.video.walk import Walk
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+_SEEK_COST = 4
+"""Frames of decoding that one seek is worth: it throws away the decoder's look-ahead and reads a keyframe."""
+
+
+class FrameFinder:
+    """Decodes frames of `index` with `walk`.
+
+    Attributes:
+        index: the frames that exist. `trim` takes those away that the decoder does not show at either end.
+    """
+
+    def __init__(self, walk: Walk, index: PacketIndex) -> None:
+        self.index = index
+        self._walk = walk
+        self._by_time = index.ordered
+        self._seekable = True
+        self._at = -1  # number of the frame decoded last
+        self._frame: VideoFrame | None = None
+        self._from_start = False  # whether every frame from the first on has passed, or could have
+
+    def trim(self) -> VideoFrame | None:
+        """Take the frames from the index that the decoder will not show: a stream's torn head, a file's torn tail.
+
+        Only the head is decoded, up to its first frame, and for a file cut short what follows its last keyframe.
+        Returns the first frame (None when there is none) and stands at it.
+        """
+        if self.index.cut_short and len(self.index):
+            self._trim_tail()
+        self._rewind()
+        frame = self._walk.next()
+        if frame is None or not len(self.index):
+            return None
+        if self._by_time and frame.pts is not None:
+            self.index = self.index.keep(self.index.ticks >= frame.pts)
+        if not len(self.index):
+            return None
+        return frame if self._stand_at(frame) else self.find(0, {0})
+
+    def _trim_tail(self) -> None:
+        numbers = np.arange(len(self.index))
+        key = self.index.key_before(len(self.index) - 1) if self._by_time else None
+        if key is None or not self._walk.seek(key):
+            self._walk.rewind(self.index.first)
+            key = None
+        ticks = []
+        while (frame := self._walk.next()) is not None:
+            ticks.append(frame.pts)
+        if self._by_time and None not in ticks:
+            safe = numbers < (key.rank if key is not None else 0)
+            self.index = self.index.keep(safe | np.isin(self.index.ticks, ticks))
+        elif key is None:
+            self.index = self.index.keep(numbers < len(ticks))
+
+    def find(self, number: int, wanted: set[int]) -> VideoFrame | None:
+        """Frame `number`, or None when the decoder does not show it even when it decodes the whole file.
+
+        wanted: numbers of all frames that will be asked for in this run, this one included.
+        """
+        if self._at == number and self._frame is not None:
+            return self._frame
+        ticks = {int(self.index.ticks[n]) for n in wanted} if self._by_time else None
+        self._approach(number)
+        frame = self._advance(number, ticks)
+        if frame is None and self._by_time and not self._from_start:
+            # A keyframe that is none (gradual refresh, a mark that lies): such a file is decoded from its start.
+            self._seekable = False
+            self._rewind()
+            frame = self._advance(number, ticks)
+        if frame is None and self.index.ordered and not self._by_time:
+            # The times turned out to lie on the way: count from the start.
+            self._rewind()
+            frame = self._advance(number, None)
+        return frame
+
+    def forget(self) -> None:
+        """Let go of the frame that is kept."""
+        self._frame = None
+
+    def _rewind(self) -> None:
+        self._walk.rewind(self.index.first)
+        self._at, self._frame, self._from_start = -1, None, True
+
+    def _approach(self, number: int) -> None:
+        """Stand anywhere before frame `number` from where it can be decoded, as near as is worth it."""
+        standing = self._frame is not None and self._at < number
+        key = self.index.key_before(number) if self._by_time and self._seekable else None
+        if key is None or key.rank <= (self._at + _SEEK_COST if standing else 0):
+            if not standing:
+                self._rewind()
+        elif self._walk.seek(key):
+            self._at, self._frame, self._from_start = -1, None, False
+        else:
+            self._seekable = False
+            self._rewind()
+
+    def _advance(self, number: int, ticks: set[int] | None) -> VideoFrame | None:
+        """Decode up to frame `number`; None when it does not come, or comes damaged after a seek."""
+        needed = None if ticks is None else _has_time(ticks)
+        while (frame := self._walk.next(needed)) is not None:
+            if not self._stand_at(frame):
+                self._by_time = False
+                return None
+            if self._at >= number:
+                good = self._at == number and (self._from_start or not frame.is_corrupt)
+                return frame if good else None
+        return None
+
+    def _stand_at(self, frame: VideoFrame) -> bool:
+        """Note that `frame` has been decoded; False when its time contradicts the index."""
+        if not self._by_time:
+            self._at, self._frame = self._at + 1, frame
+            return True
+        rank = -1 if frame.pts is None else int(np.searchsorted(self.index.ticks, frame.pts))
+        if rank <= self._at or rank == len(self.index) or self.index.ticks[rank] != frame.pts:
+            return False
+        self._at, self._frame = rank, frame
+        return True
+
+
+def _has_time(ticks: set[int]) -> Callable[[Packet], bool]:
+    def needed(packet: Packet) -> bool:
+        return packet.pts is None or packet.pts in ticks
+
+    return needed

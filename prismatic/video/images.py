@@ -1,0 +1,85 @@
+"""Still pictures: one image file as a clip of one frame's pixels."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from prismatic.video.clip import MediaError, check_size
+
+IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+"""Extensions that count as frames in a folder. Any file that Pillow reads can be opened by its own path."""
+
+DECODER = "image"
+
+# What Pillow raises on junk besides its own errors, which are OSErrors; found by fuzzing PNG, JPEG, GIF, TIFF and WebP.
+_BAD_IMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height as shown (EXIF orientation counted), from the header alone. Raises MediaError."""
+    try:
+        with Image.open(path) as image:
+            check_size(path, DECODER, *image.size)
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: the orientation tag
+            return (image.height, image.width) if turned else image.size
+    except MediaError:
+        raise
+    except _BAD_IMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """One picture as uint8 [1, H, W, 3] RGB: a clip of one frame.
+
+    EXIF orientation is applied; transparency is dropped, as the published checkpoints were trained; of an animation the
+    first picture is taken; 16-bit grey is scaled to 8. Raises MediaError for a file that is missing, no image, damaged,
+    or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as image:
+            check_size(path, DECODER, *image.size)
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))[None]
+    except MediaError:
+        raise
+    except _BAD_IMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow clips at 255 here, which turns a 16-bit picture white.
+        grey = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if image.mode != "F" and grey.max(initial=0) > 255 else 1.0
+        return Image.fromarray(np.clip(grey / scale, 0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> MediaError:
+    if isinstance(error, FileNotFoundError):
+        return MediaError(path, DECODER, "no such file")
+    if isinstance(error, IsADirectoryError):
+        return MediaError(path, DECODER, "is a folder, not an image")
+    if isinstance(error, PermissionError):
+        return MediaError(path, DECODER, "no permission to read it")
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        return MediaError(path, DECODER, "the file is empty")
+    return MediaError(path, DECODER, f"cannot be read as an image ({type(error).__name__}: {error})")
