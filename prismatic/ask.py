@@ -93,9 +93,7 @@ class Conversation:
             sink.write(text + "\n")
             sink.flush()
 
-        say(
-            f"Ask about an image or a video ({self.vlm.num_frames} frames are taken from a video). h is for help.\n{HELP}"
-        )
+        say(f"Ask about an image or a video ({self.vlm.num_frames} frames are taken from a video).\n{HELP}")
         while True:
             sink.write("> " if self.media is None else f"[{self.media.name}] > ")
             sink.flush()

@@ -171,6 +171,8 @@ def build_loader(
 ) -> StepLoader:
     """Batches of one dataset for this process, in an order that depends on the seed alone."""
     stage = cfg.model.stage(cfg.stage)
+    tokenizer = vlm.llm_backbone.tokenizer
+    caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
     dataset = ClipDataset(
         records,
         read=MediaReader(
@@ -182,10 +184,9 @@ def build_loader(
             resize_strategy=cfg.model.image_resize_strategy,
             augmentations=data.augmentations if train else (),
         ),
-        template=TEMPLATES.get("caption").for_tokenizer(vlm.llm_backbone.tokenizer)
-        if cfg.stage == "align"
-        else vlm.template,
-        tokenizer=vlm.llm_backbone.tokenizer,
+        # The align stage learns captions alone: no question in front of them.
+        template=caption if cfg.stage == "align" else vlm.template,
+        tokenizer=tokenizer,
         layout=cfg.model.visual_token_layout,
         max_length=cfg.model.llm_max_length,
         tokens_per_clip=vlm.tokens_per_clip,
@@ -197,7 +198,7 @@ def build_loader(
     dataset.check()
     return StepLoader(
         dataset,
-        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=data.packing),
+        partial(collate, pad_token_id=tokenizer.pad_token_id, packing=data.packing),
         num_examples=dataset.num_examples,
         global_batch_size=stage.global_batch_size,
         per_device_batch_size=stage.per_device_batch_size,
@@ -210,7 +211,7 @@ def build_loader(
 
 
 def read_annotations(data: DatasetConfig, stage: str) -> list[list[Record]]:
-    """The rows of each annotation file of a dataset (one file per epoch, in turn). Raises ValueError naming file and row."""
+    """The rows of each annotation file (one per epoch, in turn). Raises ValueError naming file and row."""
     files, media_root = data.components(stage)
     return [load_records(file, media_root) for file in files]
 

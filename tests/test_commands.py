@@ -1,4 +1,4 @@
-"""Documents are tests: every command in the README, the docs and the shell scripts is parsed by the real dataclasses."""
+"""Documents are tests: the real dataclasses parse every command in the README, the docs and the shell scripts."""
 
 from __future__ import annotations
 

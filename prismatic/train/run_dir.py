@@ -58,9 +58,10 @@ def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
     if started and config.is_file():
         changed = differences(json.loads(config.read_text(encoding="utf-8")), encoded)
         if changed:
+            more = " ..." if len(changed) > 4 else ""
             raise ValueError(
-                f"{run_dir} was made with other settings: {'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}. "
-                "Give the same settings to go on with it, another --run_id for a new run, or --resume never to start over"
+                f"{run_dir} was made with other settings: {'; '.join(changed[:4])}{more}. Give the same settings to go "
+                "on with it, another --run_id for a new run, or --resume never to start over"
             )
     run_dir.mkdir(parents=True, exist_ok=True)
     for name, text in (("config.yaml", draccus.dump(cfg)), ("config.json", json.dumps(encoded, indent=2))):
