@@ -1,0 +1,1 @@
+"""Models: vision backbones, frame aggregators, projectors, LLMs, and the VLM that they compose."""

@@ -1,0 +1,214 @@
+"""Asking: batched generation with visual tokens, and the likelihood of given answers.
+
+Token by token work is left to the LLM's own `generate`; here are the prompt's embeddings, padding on the left, the ends
+of answers, and the check against the context length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prismatic.prompting import tokenize_prompt
+
+if TYPE_CHECKING:
+    from transformers import StoppingCriteriaList
+
+    from prismatic.models.vlm import PrismaticVLM
+
+DEFAULT_NEW_TOKENS = 256
+UNSUPPORTED = ("inputs_embeds", "input_ids", "attention_mask", "return_dict_in_generate", "num_return_sequences")
+
+
+@torch.no_grad()
+def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str], **kwargs: Any) -> list[str]:
+    """One answer a prompt. See PrismaticVLM.generate and generate_batch."""
+    if len(clips) != len(prompts):
+        raise ValueError(f"got {len(clips)} clips for {len(prompts)} prompts; each prompt needs its own (or None)")
+    refused = [name for name in UNSUPPORTED if name in kwargs]
+    if refused:
+        raise ValueError(f"generate() makes {', '.join(refused)} itself and returns one text a prompt; leave it out")
+    if not prompts:
+        return []
+    tokenizer = vlm.llm_backbone.tokenizer
+    with _evaluating(vlm):
+        rows = _prompt_embeddings(vlm, clips, prompts)
+        kwargs["max_new_tokens"] = _room(vlm, max(map(len, rows)), kwargs)
+        embeds, mask = _pad_left(rows)
+        ends = _end_tokens(vlm, kwargs.pop("eos_token_id", None))
+        if not kwargs.setdefault("do_sample", False):
+            # Sampling values of the publisher's generation_config would only raise warnings.
+            kwargs = {"temperature": None, "top_p": None, "top_k": None, **kwargs}
+        if "stop_strings" in kwargs:
+            kwargs.setdefault("tokenizer", tokenizer)
+        stops = _stop_texts(vlm)
+        if stops:
+            kwargs["stopping_criteria"] = _criteria(tokenizer, stops, kwargs.get("stopping_criteria"))
+        ids = vlm.llm_backbone.llm.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            use_cache=kwargs.pop("use_cache", True),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends or None,
+            **kwargs,
+        )
+    return [_text(row, tokenizer, ends, stops) for row in ids.tolist()]
+
+
+@torch.no_grad()
+def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per_token: bool) -> list[float]:
+    """Normalised likelihoods of `choices`. See PrismaticVLM.score_choices."""
+    answers = _choice_ids(vlm, choices)
+    with _evaluating(vlm):
+        embeds = _prompt_embeddings(vlm, [clip], [prompt])[0]
+        _check_context(vlm, len(embeds), max(map(len, answers)))
+        log_likelihoods = _answer_losses(vlm, embeds, answers)
+    if per_token:
+        log_likelihoods = log_likelihoods / torch.tensor([len(a) for a in answers], dtype=torch.float64)
+    return log_likelihoods.softmax(dim=0).tolist()
+
+
+@contextmanager
+def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
+    """No dropout inside (and no activation checkpointing, which would switch the KV cache off)."""
+    training = vlm.training
+    vlm.eval()
+    try:
+        yield
+    finally:
+        vlm.train(training)
+
+
+def _prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Embeddings [S, D] of each prompt with its visual tokens; all frames go through the vision backbone together."""
+    encoded = [vlm.encode_clips(frames) for frames in clips]
+    rows = []
+    for media, prompt in zip(encoded, prompts, strict=True):
+        ids = _prompt_ids(vlm, prompt, [len(clip.tokens) for clip in media])
+        ids_t = torch.tensor([ids], device=vlm.device)
+        width = vlm.llm_backbone.embed_dim
+        visual = torch.cat([clip.tokens for clip in media]) if media else torch.zeros(0, width, device=vlm.device)
+        rows.append(vlm.splice(ids_t, visual)[0])
+    return rows
+
+
+def _prompt_ids(vlm: PrismaticVLM, prompt: str, media_tokens: Sequence[int]) -> list[int]:
+    tokenizer = vlm.llm_backbone.tokenizer
+    ids = tokenize_prompt(prompt, media_tokens, tokenizer=tokenizer, layout=vlm.layout, template=vlm.template)
+    # A format that has the model write a header before each answer: it is given, not asked for.
+    return ids + tokenizer(vlm.template.head, add_special_tokens=False)["input_ids"] if vlm.template.head else ids
+
+
+def _pad_left(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [S_i, D] to embeddings [B, S, D] and attention mask int64 [B, S]; answers then start in one column."""
+    S = max(map(len, rows))
+    embeds = rows[0].new_zeros(len(rows), S, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), S, dtype=torch.long, device=rows[0].device)
+    for i, row in enumerate(rows):
+        embeds[i, S - len(row) :] = row
+        mask[i, S - len(row) :] = 1
+    return embeds, mask
+
+
+def _room(vlm: PrismaticVLM, length: int, kwargs: dict[str, Any]) -> int:
+    """Tokens that may be generated: as asked for, or as many as fit up to a default."""
+    asked = kwargs.pop("max_new_tokens", None)
+    asked = kwargs.pop("max_length", None) if asked is None else asked  # of new tokens too: the prompt is embeddings
+    if asked is not None:
+        _check_context(vlm, length, asked)
+        return asked
+    _check_context(vlm, length, 1)
+    return max(min(DEFAULT_NEW_TOKENS, vlm.llm_backbone.context_length - length), kwargs.get("min_new_tokens") or 1)
+
+
+def _check_context(vlm: PrismaticVLM, length: int, new: int) -> None:
+    context = vlm.llm_backbone.context_length
+    if length + new > context:
+        raise ValueError(
+            f"a prompt of {length} tokens (visual ones counted) and {new} more for the answer exceed the LLM's context "
+            f"of {context}; lower max_new_tokens or num_frames, shorten the prompt, or train with "
+            "--model.frame_aggregator mean or --model.rope_scaling_factor"
+        )
+
+
+def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
+    """Tokens that end an answer: the caller's, or the tokenizer's, the publisher's and the template's."""
+    if asked is not None:
+        return [asked] if isinstance(asked, int) else list(asked)
+    tokenizer, config = vlm.llm_backbone.tokenizer, vlm.llm_backbone.llm.generation_config
+    published = getattr(config, "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])]
+    for text in vlm.template.stop:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends += ids if len(ids) == 1 else []
+    return sorted({end for end in ends if end is not None})
+
+
+def _stop_texts(vlm: PrismaticVLM) -> list[str]:
+    """Strings of the template that end an answer and are more than one token."""
+    tokenizer = vlm.llm_backbone.tokenizer
+    return [text for text in vlm.template.stop if len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 1]
+
+
+def _criteria(tokenizer: Any, stops: Sequence[str], others: Any) -> StoppingCriteriaList:
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class StopAtText(StoppingCriteria):
+        """True for rows whose new text holds a stop string. Only new tokens arrive here: the prompt is embeddings."""
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            tail = max(map(len, stops)) + 8  # each token has at least a character, or is part of one
+            texts = tokenizer.batch_decode(input_ids[:, -tail:], skip_special_tokens=False)
+            done = [any(stop in text for stop in stops) for text in texts]
+            return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+    return StoppingCriteriaList([StopAtText(), *(others or [])])
+
+
+def _text(ids: list[int], tokenizer: Any, ends: Sequence[int], stops: Sequence[str]) -> str:
+    """The answer in new token ids: up to the first end, without special tokens and blanks around it."""
+    first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    text = tokenizer.decode(ids[:first], skip_special_tokens=True)
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text.strip()
+
+
+def _choice_ids(vlm: PrismaticVLM, choices: Sequence[str]) -> list[list[int]]:
+    tokenizer = vlm.llm_backbone.tokenizer
+    if isinstance(choices, str) or not choices:
+        raise ValueError(f"score_choices needs a list of answers, got {choices!r}")
+    rows = [list(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in choices]
+    for choice, row in zip(choices, rows, strict=True):
+        if not row:
+            raise ValueError(f"choice {choice!r} has no tokens")
+    if any(a is not b and len(a) < len(b) and b[: len(a)] == a for a in rows for b in rows):
+        end = tokenizer(vlm.template.end, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        rows = [[*row, *end] for row in rows]
+    return rows
+
+
+def _answer_losses(vlm: PrismaticVLM, embeds: torch.Tensor, answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Log-likelihoods fp64 [C] of answers after a prompt [S, D]: the prompt is computed once, then shared."""
+    from transformers import DynamicCache
+
+    llm, C, L = vlm.llm_backbone.llm, len(answers), max(map(len, answers))
+    ids = torch.zeros(C, L, dtype=torch.long, device=vlm.device)
+    real = torch.zeros(C, L, dtype=torch.bool, device=vlm.device)
+    for i, answer in enumerate(answers):
+        ids[i, : len(answer)] = torch.tensor(answer)
+        real[i, : len(answer)] = True
+    cache = DynamicCache(config=llm.config)
+    out = llm(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    logits = out.logits.float().expand(C, 1, -1)
+    if L > 1:
+        cache.batch_repeat_interleave(C)
+        positions = torch.arange(len(embeds), len(embeds) + L - 1, device=vlm.device).expand(C, -1)
+        # Padding stands after the real tokens, where causal attention never looks.
+        rest = llm(input_ids=ids[:, :-1], position_ids=positions, past_key_values=cache, use_cache=True)
+        logits = torch.cat([logits, rest.logits.float()], dim=1)
+    tokens = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
+    return (tokens * real).sum(dim=1, dtype=torch.float64).cpu()

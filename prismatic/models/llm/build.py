@@ -1,0 +1,206 @@
+"""Building an LLM from its id: configuration, tokenizer, weights, rows of the vocabulary, RoPE scaling."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import torch
+
+from prismatic.models.llm.hf_causal import HFCausalLM
+from prismatic.models.llm.tokenizer import ensure_pad_token, has_tokenizer, load_tokenizer, train_tokenizer
+from prismatic.models.llm.zoo import FLAG, LLMSpec, llm_spec
+from prismatic.models.seeding import seeded
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+TextSource = Callable[[], Iterable[str]]
+
+
+class HubOptions(TypedDict, total=False):
+    """How to get and hold a model. hf_token, cache_dir: of the hub. trust_remote_code: run code of the repository.
+
+    dtype: of the weights (default fp32). attention: Transformers' attn_implementation (default "sdpa", and "eager"
+    where a family has no SDPA).
+    """
+
+    hf_token: str | None
+    cache_dir: str | Path | None
+    trust_remote_code: bool
+    dtype: torch.dtype
+    attention: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the parts of one LLM come from. definition: a folder that `save_definition` wrote, if there is one."""
+
+    llm_id: str
+    spec: LLMSpec
+    pretrained: bool
+    hub: HubOptions
+    definition: Path | None
+
+    @property
+    def folder(self) -> Path | None:
+        path = Path(self.spec.hf_path) if self.spec.hf_path else None
+        return path if path and path.is_dir() else None
+
+    @property
+    def from_shape(self) -> bool:
+        """The configuration is that of the row: random weights, and no folder that says more."""
+        return not (self.pretrained or self.folder or self.definition) and self.spec.model_type is not None
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of from_pretrained."""
+        given = {"token": self.hub.get("hf_token"), "cache_dir": self.hub.get("cache_dir")}
+        options: dict[str, Any] = {name: str(value) for name, value in given.items() if value is not None}
+        options["trust_remote_code"] = bool(self.hub.get("trust_remote_code", False))
+        if not self.pretrained:
+            options["local_files_only"] = True
+        return options
+
+
+def build_llm(
+    llm_id: str,
+    *,
+    pretrained: bool,
+    rope_scaling_factor: float | None = None,
+    max_length: int = 2048,
+    tokenizer: str | Path | None = None,
+    texts: TextSource | None = None,
+    seed: int = 0,
+    **hub: Unpack[HubOptions],
+) -> HFCausalLM:
+    """The LLM of an id of the zoo, a hub name or a local folder.
+
+    Args:
+        pretrained: False for random weights that depend on `seed` only; then no weights are downloaded, and nothing at
+            all for rows that hold their shape.
+        rope_scaling_factor: stretch the context by this factor (dynamic NTK scaling).
+        max_length: most text tokens (`--model.llm_max_length`), set on the tokenizer.
+        tokenizer: folder or hub name of the tokenizer to use in place of the model's. A folder that `save_definition`
+            wrote also gives the configuration when pretrained is False.
+        texts: gives the texts that a tokenizer is trained on where there is none; called only then.
+
+    Raises ValueError (UnknownIdError for an unknown id) saying what to check or type.
+    """
+    spec = llm_spec(llm_id)
+    if pretrained and spec.hf_path is None:
+        raise ValueError(f"{FLAG} {llm_id} has no pretrained weights; pass --model.pretrained_backbones false")
+    saved = tokenizer is not None and not pretrained and (Path(tokenizer) / "config.json").is_file()
+    source = _Source(llm_id, spec, pretrained, hub, Path(tokenizer) if saved and tokenizer else None)
+    config = _config(source)
+    tok = _tokenizer(source, tokenizer, texts, config)
+    tok.model_max_length = max_length
+    added = ensure_pad_token(tok, spec.pad_token)
+    config.pad_token_id = tok.pad_token_id
+    if source.from_shape:
+        config.bos_token_id, config.eos_token_id = tok.bos_token_id, tok.eos_token_id
+        config.vocab_size = _vocabulary_rows(spec, len(tok), config.vocab_size)
+    if rope_scaling_factor is not None:
+        _scale_rope(llm_id, config, rope_scaling_factor)
+    llm = _model(source, config, seed)
+    rows = llm.get_input_embeddings().weight.shape[0]
+    wanted = _vocabulary_rows(spec, len(tok), rows)
+    if added and wanted != rows:
+        with seeded(seed):
+            # The mean of all rows would need their covariance; a padding token is never attended to or predicted.
+            llm.resize_token_embeddings(wanted, mean_resizing=False)
+    return HFCausalLM(llm, tok, spec.template)
+
+
+def _vocabulary_rows(spec: LLMSpec, tokens: int, rows: int) -> int:
+    """Rows of the embedding for a tokenizer of `tokens`, the model having `rows`.
+
+    A row of the zoo that adds a padding token fits the embedding to the tokenizer, downwards too: the shapes of
+    published checkpoints (32064 for Llama-2, 50304 for Phi-2). So does one that has no weights at all.
+    """
+    if spec.pad_token is None and spec.hf_path is not None and tokens <= rows:
+        return rows
+    return -(-tokens // spec.pad_to_multiple) * spec.pad_to_multiple
+
+
+def _config(source: _Source) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    if source.from_shape:
+        # The class's own token ids may lie outside a small vocabulary.
+        no_ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        return AutoConfig.for_model(source.spec.model_type, **no_ids, **source.spec.shape)
+    path = source.definition or source.spec.hf_path
+    try:
+        return AutoConfig.from_pretrained(str(path), **source.options())
+    except (OSError, ValueError) as error:
+        hint = (
+            "check the name, the network and --hf_token, or give a local folder"
+            if source.pretrained
+            else "random weights need its configuration on this machine: download the model once, or give a local folder"
+        )
+        raise ValueError(f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {error}; {hint}") from error
+
+
+def _tokenizer(
+    source: _Source, path: str | Path | None, texts: TextSource | None, config: PretrainedConfig
+) -> PreTrainedTokenizerBase:
+    if path is not None:
+        # Named by the caller, so it may be fetched, also for random weights.
+        return load_tokenizer(path, {**source.options(), "local_files_only": Path(path).is_dir()})
+    trained_here = source.from_shape or (source.folder and not has_tokenizer(source.folder))
+    if not trained_here:
+        return load_tokenizer(str(source.spec.hf_path), source.options())
+    if texts is None:
+        raise ValueError(
+            f"{FLAG} {source.llm_id} has no tokenizer here; name one, or give texts to train one on (an annotation file)"
+        )
+    most = source.spec.vocab_size if source.from_shape else config.vocab_size
+    tok = train_tokenizer(texts(), most)
+    log.info("Trained a tokenizer of %d tokens", len(tok))
+    return tok
+
+
+def _scale_rope(llm_id: str, config: PretrainedConfig, factor: float) -> None:
+    if factor < 1:
+        raise ValueError(f"--model.rope_scaling_factor must be at least 1, got {factor}")
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    if "rope_theta" not in rope or rope.get("rope_type", "default") not in ("default", "dynamic"):
+        kind = f"'{rope['rope_type']}'" if "rope_type" in rope else "of several kinds" if rope else "absent"
+        raise ValueError(
+            f"--model.rope_scaling_factor: the RoPE of {llm_id} is {kind}, which cannot be stretched; leave the flag out"
+        )
+    text.rope_parameters = {**rope, "rope_type": "dynamic", "factor": float(factor)}
+
+
+def _model(source: _Source, config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    def build(attention: str) -> PreTrainedModel:
+        common = {"dtype": source.hub.get("dtype", torch.float32), "attn_implementation": attention}
+        if source.pretrained:
+            return AutoModelForCausalLM.from_pretrained(
+                source.spec.hf_path, config=config, **common, **source.options()
+            )
+        trust = source.options()["trust_remote_code"]
+        with seeded(seed):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust, **common)
+
+    try:
+        try:
+            return build(source.hub.get("attention", "sdpa"))
+        except ValueError as error:
+            if "attention" in source.hub or "scaled_dot_product" not in str(error):
+                raise
+            log.info("%s has no SDPA attention; taking eager", source.llm_id)
+            return build("eager")
+    except OSError as error:
+        raise ValueError(
+            f"{FLAG} {source.llm_id}: cannot load the weights of '{source.spec.hf_path}': {error}; check the network and "
+            "--hf_token, or build it with random weights: --model.pretrained_backbones false"
+        ) from error

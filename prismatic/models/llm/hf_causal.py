@@ -1,0 +1,114 @@
+"""Any Transformers causal LM behind one small face: what the VLM needs of an LLM, and nothing about vision.
+
+Owns the loss, the context length and where the decoder layers are; building is build.py's. Family differences (masks,
+soft-capping, scaled embeddings) stay inside the family's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HFCausalLM(nn.Module):
+    """A causal LM with its tokenizer.
+
+    llm: the Transformers model (state-dict prefix `llm.`). tokenizer: pads on the right with a token of its own.
+    template_id: prompt template of its row; None for the tokenizer's own chat template.
+    """
+
+    def __init__(
+        self, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template_id: str | None = None
+    ) -> None:
+        super().__init__()
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.template_id = template_id
+        self.embed_dim = int(llm.get_input_embeddings().weight.shape[1])
+        self._layers_name = _find_layers(llm)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, first to last."""
+        return self.llm.get_submodule(self._layers_name)
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, text and visual, that the model can attend to; RoPE scaling is counted."""
+        config = self.llm.config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        # The other RoPE kinds with a factor already raise max_position_embeddings in the published configuration.
+        factor = rope.get("factor", 1.0) if rope.get("rope_type") == "dynamic" else 1.0
+        return int((length or self.tokenizer.model_max_length) * factor)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids int64 [B, S] to embeddings [B, S, D]."""
+        return self.llm.get_input_embeddings()(ids)
+
+    def token_losses(
+        self, embeds: torch.Tensor, position_ids: torch.Tensor | None, places: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of the negative log-likelihoods of `targets`, an fp32 scalar; 0 when there are none.
+
+        embeds: [B, S, D]. position_ids: int64 [B, S] where rows hold several examples, else None; no attention crosses
+        a restart of the positions. places: int64 [L], where in the flattened [B S] the hidden states stand that
+        predict targets [L]. The head is applied at these places only.
+        """
+
+        def gather(module: nn.Module, inputs: Any, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[places][None]
+            return output
+
+        # Gathered between the body and the head, so that the family's own head code (soft-capping, logit scales) sees
+        # just L positions. No 2-D mask: with one, Transformers stops separating packed examples by their positions.
+        hook = self.llm.base_model.register_forward_hook(gather)
+        try:
+            output = self.llm(inputs_embeds=embeds, position_ids=position_ids, use_cache=False, return_dict=True)
+        finally:
+            hook.remove()
+        return F.cross_entropy(output.logits[0].float(), targets, reduction="sum")
+
+    def save_definition(self, folder: Path) -> None:
+        """Write tokenizer and configuration (no weights), from which `build_llm(tokenizer=folder)` builds the same."""
+        self.tokenizer.save_pretrained(folder)
+        self.llm.config.save_pretrained(folder)
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the layers' activations in the backward pass, or stop doing so."""
+        if enabled:
+            self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.llm.gradient_checkpointing_disable()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HFCausalLM:
+        # `.to(bfloat16)` must not round the RoPE frequencies: at position 9000 that is an error of whole turns.
+        kept = [
+            (module, name, buffer)
+            for module in self.llm.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set and buffer.dtype == torch.float32 and not buffer.is_meta
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            moved = module._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+def _find_layers(llm: nn.Module) -> str:
+    """Name of the list of decoder layers: the longest ModuleList of the model that is not inside another one."""
+    lists = [(name, m) for name, m in llm.named_modules() if isinstance(m, nn.ModuleList)]
+    outer = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)]
+    if not outer:
+        raise ValueError(f"{type(llm).__name__} has no list of layers; is it a decoder-only transformer?")
+    return max(outer, key=lambda item: len(item[1]))[0]

@@ -1,0 +1,190 @@
+"""The LLMs by id: one row each. Any other causal LM is an id too: a hub name (`owner/name`) or a local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prismatic.registry import Registry, UnknownIdError
+
+FLAG = "--model.llm_backbone_id"
+
+
+@dataclass(frozen=True)
+class LLMSpec:
+    """A row of the zoo.
+
+    hf_path: hub name or local folder of weights and tokenizer; None for an LLM that exists only with random weights.
+    template: prompt template id; None takes the tokenizer's own chat template ("pure" when it has none).
+    pad_token: padding token to add to the vocabulary, as published checkpoints had it; None keeps the tokenizer's, and
+    adds one only where there is none. pad_to_multiple: rows of the embedding are filled up to a multiple of this when
+    pad_token was added: the shapes of published checkpoints depend on it.
+    model_type, shape: Transformers' configuration class and what differs from its defaults. With it the model can be
+    built from random weights without a network.
+    vocab_size: most tokens of a tokenizer that is trained on the spot.
+    """
+
+    hf_path: str | None = None
+    template: str | None = None
+    pad_token: str | None = None
+    pad_to_multiple: int = 64
+    model_type: str | None = None
+    shape: dict[str, Any] = field(default_factory=dict, hash=False)
+    vocab_size: int = 8192
+
+
+LLMS: Registry[LLMSpec] = Registry("LLM", flag=FLAG)
+
+PAD, PHI_PAD = "<PAD>", "<|pad|>"
+LLAMA_13B = {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+LLAMA3_8B = {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+QWEN2_ROPE = {"rope_type": "default", "rope_theta": 1000000.0}
+
+
+def _llama2(hf_path: str, template: str, big: bool = False) -> LLMSpec:
+    shape = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, **(LLAMA_13B if big else {})}
+    return LLMSpec(hf_path, template, PAD, model_type="llama", shape=shape)
+
+
+def _mistral(hf_path: str, template: str, **shape: Any) -> LLMSpec:
+    return LLMSpec(hf_path, template, PAD, model_type="mistral", shape={"max_position_embeddings": 32768, **shape})
+
+
+def _gemma(hf_path: str, **shape: Any) -> LLMSpec:
+    return LLMSpec(hf_path, "gemma-instruct", PAD, model_type="gemma", shape=shape)
+
+
+def _qwen2(hf_path: str, hidden: int, inner: int, layers: int, heads: tuple[int, int], **shape: Any) -> LLMSpec:
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rope_parameters": QWEN2_ROPE,
+    }
+    return LLMSpec(hf_path, "qwen-2", model_type="qwen2", shape={**sizes, **shape})
+
+
+# Templates that end in -compat have the strings, typing errors included, that checkpoints of these ids learned.
+ROWS: dict[str, LLMSpec] = {
+    "llama2-7b-pure": _llama2("meta-llama/Llama-2-7b-hf", "pure"),
+    "llama2-13b-pure": _llama2("meta-llama/Llama-2-13b-hf", "pure", big=True),
+    "llama2-7b-chat": _llama2("meta-llama/Llama-2-7b-chat-hf", "llama2-chat-compat"),
+    "llama2-13b-chat": _llama2("meta-llama/Llama-2-13b-chat-hf", "llama2-chat-compat", big=True),
+    "vicuna-v15-7b": _llama2("lmsys/vicuna-7b-v1.5", "vicuna-v15"),
+    "vicuna-v15-13b": _llama2("lmsys/vicuna-13b-v1.5", "vicuna-v15", big=True),
+    "mistral-v0.1-7b-pure": _mistral("mistralai/Mistral-7B-v0.1", "pure"),
+    "mistral-v0.1-7b-instruct": _mistral("mistralai/Mistral-7B-Instruct-v0.1", "mistral-instruct"),
+    "mistral-v0.2-7b-instruct": _mistral(
+        "mistralai/Mistral-7B-Instruct-v0.2",
+        "mistral-instruct",
+        sliding_window=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    ),
+    "phi-2-3b": LLMSpec(
+        "microsoft/phi-2",
+        "phi-2",
+        PHI_PAD,
+        model_type="phi",
+        shape={
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
+        },
+    ),
+    "llama3-8b-pure": LLMSpec("meta-llama/Meta-Llama-3-8B", "pure", PAD, model_type="llama", shape=LLAMA3_8B),
+    "llama3-8b-instruct": LLMSpec(
+        "meta-llama/Meta-Llama-3-8B-Instruct", "llama3-instruct-compat", PAD, model_type="llama", shape=LLAMA3_8B
+    ),
+    "phi-3-instruct-4b": LLMSpec("microsoft/Phi-3-mini-4k-instruct", "phi-3-compat", PHI_PAD, model_type="phi3"),
+    "gemma-2b-instruct": _gemma(
+        "google/gemma-2b-it",
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+    ),
+    "gemma-8b-instruct": _gemma("google/gemma-7b-it"),
+    # With their publishers' chat formats, and their tokenizers as they are.
+    "phi-3-mini-instruct": LLMSpec("microsoft/Phi-3-mini-4k-instruct", "phi-3", model_type="phi3"),
+    "phi-3.5-mini-instruct": LLMSpec("microsoft/Phi-3.5-mini-instruct", "phi-3"),
+    "qwen2-0.5b-instruct": _qwen2("Qwen/Qwen2-0.5B-Instruct", 896, 4864, 24, (14, 2), tie_word_embeddings=True),
+    "qwen2-1.5b-instruct": _qwen2("Qwen/Qwen2-1.5B-Instruct", 1536, 8960, 28, (12, 2), tie_word_embeddings=True),
+    "qwen2-7b-instruct": _qwen2("Qwen/Qwen2-7B-Instruct", 3584, 18944, 28, (28, 4), vocab_size=152064),
+    "qwen2.5-0.5b-instruct": _qwen2("Qwen/Qwen2.5-0.5B-Instruct", 896, 4864, 24, (14, 2), tie_word_embeddings=True),
+    "qwen2.5-1.5b-instruct": _qwen2("Qwen/Qwen2.5-1.5B-Instruct", 1536, 8960, 28, (12, 2), tie_word_embeddings=True),
+    "qwen2.5-3b-instruct": _qwen2("Qwen/Qwen2.5-3B-Instruct", 2048, 11008, 36, (16, 2), tie_word_embeddings=True),
+    "qwen2.5-7b-instruct": _qwen2("Qwen/Qwen2.5-7B-Instruct", 3584, 18944, 28, (28, 4), vocab_size=152064),
+    "qwen3-0.6b": LLMSpec("Qwen/Qwen3-0.6B"),
+    "qwen3-1.7b": LLMSpec("Qwen/Qwen3-1.7B"),
+    "qwen3-4b": LLMSpec("Qwen/Qwen3-4B"),
+    "qwen3-8b": LLMSpec("Qwen/Qwen3-8B"),
+    "smollm2-135m-instruct": LLMSpec("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "smollm2-360m-instruct": LLMSpec("HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "smollm2-1.7b-instruct": LLMSpec("HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+    "llama3.2-1b-instruct": LLMSpec("meta-llama/Llama-3.2-1B-Instruct", "llama3-instruct"),
+    "llama3.2-3b-instruct": LLMSpec("meta-llama/Llama-3.2-3B-Instruct", "llama3-instruct"),
+    "gemma2-2b-instruct": LLMSpec("google/gemma-2-2b-it", "gemma-instruct"),
+    "gemma2-9b-instruct": LLMSpec("google/gemma-2-9b-it", "gemma-instruct"),
+    "gemma3-270m-instruct": LLMSpec("google/gemma-3-270m-it", "gemma-instruct"),
+    "gemma3-1b-instruct": LLMSpec("google/gemma-3-1b-it", "gemma-instruct"),
+    "tiny-llama": LLMSpec(
+        template="pure",
+        model_type="llama",
+        shape={
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+        },
+        vocab_size=1024,
+    ),
+}
+
+for _id, _spec in ROWS.items():
+    LLMS.add(_id, _spec)
+
+
+def llm_spec(llm_id: str) -> LLMSpec:
+    """The row of an id, or a new one for a local folder or a hub name. Downloads nothing.
+
+    Raises UnknownIdError (a ValueError) with the nearest ids, ValueError for a folder that is missing or holds no model.
+    """
+    if llm_id in LLMS:
+        return LLMS.get(llm_id)
+    folder = Path(llm_id).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{FLAG} {llm_id}: the folder has no config.json, so it is not a Transformers model")
+        return LLMSpec(str(folder))
+    if llm_id.startswith((".", "/", "~")):
+        raise ValueError(f"{FLAG} {llm_id}: no such folder")
+    owner, slash, name = llm_id.partition("/")
+    if not slash or not owner or not name or "/" in name:
+        try:
+            return LLMS.get(llm_id)
+        except UnknownIdError as error:
+            hint = " A hub name (owner/name) or a local folder works too."
+            raise UnknownIdError(f"{error}{hint}") from None
+    return LLMSpec(llm_id)

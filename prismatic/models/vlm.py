@@ -1,0 +1,189 @@
+"""PrismaticVLM: vision backbone, aggregator, projector and LLM as one model, for training and for asking.
+
+Frames in, loss or text out. Owns the splice of visual tokens into the text and which parts a stage trains. Generation is
+generation.py's, reading what callers hand over is media.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from prismatic.models.aggregators import Aggregator
+from prismatic.models.generation import generate_texts, score
+from prismatic.models.llm.hf_causal import HFCausalLM
+from prismatic.models.media import ClipReader, EncodedClip
+from prismatic.models.vision.base import VisionBackbone
+from prismatic.prompting import ChatTemplate, PromptBuilder
+from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Batch, Layout
+
+STAGE_MODULES = {
+    "align": ("aggregator", "projector"),
+    "finetune": ("aggregator", "projector", "llm_backbone"),
+    "full-finetune": ("vision_backbone", "aggregator", "projector", "llm_backbone"),
+}
+
+
+class LossOutput(NamedTuple):
+    """loss_sum: fp32 scalar, sum of token losses. num_tokens: int64 scalar, how many tokens are in it."""
+
+    # A NamedTuple, not a dataclass: FSDP finds the tensors of an output by its tree of tuples and dicts.
+    loss_sum: torch.Tensor
+    num_tokens: torch.Tensor
+
+
+class PrismaticVLM(nn.Module):
+    """A video-language model.
+
+    Args:
+        vision_backbone, aggregator, projector, llm_backbone: the parts; these names are the prefixes of checkpoints.
+        template: chat format of the prompts; its end token is fitted to the tokenizer.
+        layout: where visual tokens stand, "after-bos" or "inline".
+        num_frames: T of a video when asking. An image always has one frame.
+        resize_strategy: of frames when asking.
+    """
+
+    def __init__(
+        self,
+        vision_backbone: VisionBackbone,
+        aggregator: Aggregator,
+        projector: nn.Module,
+        llm_backbone: HFCausalLM,
+        *,
+        template: ChatTemplate,
+        layout: Layout = "after-bos",
+        num_frames: int = 8,
+        resize_strategy: str = "resize-naive",
+    ) -> None:
+        super().__init__()
+        if num_frames < 1:
+            raise ValueError(f"--model.num_frames must be at least 1, got {num_frames}")
+        if layout not in ("after-bos", "inline"):
+            raise ValueError(f"--model.visual_token_layout must be after-bos or inline, got '{layout}'")
+        self.vision_backbone = vision_backbone
+        self.aggregator = aggregator
+        self.projector = projector
+        self.llm_backbone = llm_backbone
+        self.template = template.for_tokenizer(llm_backbone.tokenizer)
+        self.layout = layout
+        self.num_frames = num_frames
+        self.resize_strategy = resize_strategy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.llm_backbone.parameters()).device
+
+    def tokens_per_clip(self, T: int) -> int:
+        """N, visual tokens of a clip of T frames."""
+        return self.aggregator.num_tokens(T, self.vision_backbone.num_patches)
+
+    # --- training ---
+
+    def freeze(self, stage: str) -> None:
+        """Train the modules of `stage` (align, finetune, full-finetune) and no other. Raises ValueError for another."""
+        if stage not in STAGE_MODULES:
+            raise ValueError(f"--stage must be one of {', '.join(STAGE_MODULES)}, got '{stage}'")
+        self.requires_grad_(False)
+        for name in STAGE_MODULES[stage]:
+            module = getattr(self, name)
+            # What is never computed (a ViT's last block) never gets a gradient, and must not look trainable.
+            used = module.used_parameters() if hasattr(module, "used_parameters") else module.parameters()
+            for parameter in used:
+                parameter.requires_grad_(True)
+
+    def trainable_modules(self) -> list[str]:
+        """Names of the parts that have a parameter to train, as in checkpoints."""
+        return [name for name, module in self.named_children() if _is_trained(module)]
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """What to shard as units of their own, before the model itself: the vision tower, each decoder layer."""
+        return [self.vision_backbone, *self.llm_backbone.layers]
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Sum of token losses of a batch on this device, and the number of tokens in it.
+
+        Raises ValueError when the visual tokens and the slots for them differ in number.
+        """
+        targets = batch.labels[:, 1:]
+        rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+        num_slots = int((batch.input_ids == VISUAL_SLOT).sum())
+        counts = batch.frames_per_medium
+        if counts:
+            visual = self.encode(batch.frames, counts)
+        else:
+            # Every rank runs the same collectives: a batch of text alone passes one black frame through, times 0.
+            R = self.vision_backbone.image_spec.resolution
+            visual = self.encode(torch.zeros(1, 3, R, R, dtype=torch.uint8, device=self.device), (1,))
+        if num_slots != (len(visual) if counts else 0):
+            raise ValueError(
+                f"the batch has {num_slots} slots for visual tokens, but its {len(counts)} clips make "
+                f"{len(visual) if counts else 0}; examples: {', '.join(batch.ids[:4])}"
+            )
+        embeds = self.splice(batch.input_ids, visual if counts else visual[:0])
+        if not counts:
+            embeds = embeds + 0.0 * visual.sum().to(embeds.dtype)
+        places = rows * batch.input_ids.shape[1] + columns
+        loss = self.llm_backbone.token_losses(
+            embeds, batch.position_ids if batch.packed else None, places, targets[rows, columns]
+        )
+        return LossOutput(loss, torch.tensor(len(rows), device=loss.device))
+
+    def encode(self, frames: torch.Tensor, frames_per_medium: Sequence[int]) -> torch.Tensor:
+        """Frames uint8 [F, 3, R, R] of clips with T = frames_per_medium to visual tokens [V, D], clips in order."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.vision_backbone)):
+            features = self.vision_backbone(frames)  # [F, P, Dv]
+        return self.projector(self.aggregator(features, frames_per_medium))
+
+    def splice(self, input_ids: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B, S, D] of ids int64 [B, S], with visual tokens [V, D] at the slots, in row-major order."""
+        slots = input_ids == VISUAL_SLOT
+        embeds = self.llm_backbone.embed(input_ids.masked_fill(slots, 0))
+        return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
+
+    # --- asking ---
+
+    def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:
+        """A new conversation. system_prompt: None for the template's own, "" for none."""
+        return PromptBuilder(self.template, system_prompt, keep_placeholders=self.layout == "inline")
+
+    def generate(self, frames: Any, prompt_text: str, **kwargs: Any) -> str:
+        """The answer to one prompt about one clip, several clips, or none (None).
+
+        frames: see ClipReader.read. kwargs: of Transformers' `generate`; without them greedy, at most 256 tokens.
+        Raises ValueError for frames that do not fit, and when prompt and answer exceed the context.
+        """
+        return self.generate_batch([frames], [prompt_text], **kwargs)[0]
+
+    def generate_batch(self, clips: Sequence[Any], prompts: Sequence[str], **kwargs: Any) -> list[str]:
+        """The answers to several prompts, each with its own frames: the same as one by one, in one go."""
+        return generate_texts(self, clips, prompts, **kwargs)
+
+    def score_choices(self, clip: Any, prompt: str, choices: Sequence[str], per_token: bool = False) -> list[float]:
+        """How likely each choice is as the answer: the likelihoods of the whole strings, made to sum to 1.
+
+        A longer string has more factors below 1; per_token compares the mean log-likelihood of a token instead. When
+        one choice begins another, the end of the answer counts for all. Raises ValueError for no or empty choices.
+        """
+        return score(self, clip, prompt, choices, per_token)
+
+    @torch.no_grad()
+    def encode_clips(self, frames: Any) -> list[EncodedClip]:
+        """The clips of `frames`, encoded once: hand the result over as `frames` of any number of questions."""
+        R = self.vision_backbone.image_spec.resolution
+        clips = ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames).read(frames)
+        fresh = [clip for clip in clips if isinstance(clip, torch.Tensor)]
+        encoded: list[torch.Tensor] = []
+        if fresh:
+            counts = [len(clip) for clip in fresh]
+            pixels = torch.cat(fresh).to(self.device)
+            assert pixels.shape[1:] == (3, R, R)
+            encoded = list(self.encode(pixels, counts).split([self.tokens_per_clip(T) for T in counts]))
+        return [clip if isinstance(clip, EncodedClip) else EncodedClip(encoded.pop(0)) for clip in clips]
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
