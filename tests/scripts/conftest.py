@@ -57,12 +57,10 @@ def shapes(data_root: Path) -> tuple[str, ...]:
 def call() -> Script:
     """Runs a script in a process of its own."""
 
-    def run(
-        script: str, *args: str, ranks: int = 1, text: str = "", cwd: Path = ROOT
-    ) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *args: str, ranks: int = 1, text: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(script, *args, ranks=ranks),
-            cwd=cwd,
+            cwd=ROOT,
             env=script_environment(),
             input=text,
             capture_output=True,

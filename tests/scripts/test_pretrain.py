@@ -43,7 +43,7 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
 
 
 def test_kill_9_then_resume_equals_an_uninterrupted_run(trained: Path, shapes: tuple[str, ...], tmp_path: Path) -> None:
-    """The same eight steps, killed without warning after the checkpoint of step 4: weights and losses equal bit for bit."""
+    """The same eight steps, killed after the checkpoint of step 4: weights and losses are equal bit for bit."""
     args = _args(shapes, tmp_path, 8, "--checkpoint_interval", "4", "--keep_checkpoints", "9", "--run_id", "killed")
     process = subprocess.Popen(command("pretrain.py", *args), env=script_environment(), stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "checkpoints" / "step-000004"
@@ -102,7 +102,6 @@ def test_images_videos_frames_and_text_in_one_file(data_root: Path, tmp_path: Pa
     rows = json.loads((data_root / "moving-shapes" / "train.json").read_text())
     media = tmp_path / "media"
     media.mkdir()
-    (media / "videos").symlink_to(data_root / "moving-shapes" / "videos")
     (media / "frames").mkdir()
     rng = np.random.default_rng(0)
     for name in ("a.png", *(f"frames/{i}.png" for i in range(6))):
@@ -111,8 +110,6 @@ def test_images_videos_frames_and_text_in_one_file(data_root: Path, tmp_path: Pa
     def chat(question: str, answer: str) -> list[dict[str, str]]:
         return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
-    # A link inside the media folder that leads out of it is refused, so the clips are copied.
-    (media / "videos").unlink()
     clips = [row["videos"][0] for row in rows[:4]]
     for clip in clips:
         target = media / clip
