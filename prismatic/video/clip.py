@@ -24,6 +24,10 @@ class MediaError(ValueError):
         return type(self), (self.source, self.decoder, self.reason)
 
 
+class DecoderMissingError(ValueError):
+    """The package of a decoder is not installed, or does not work here: no fault of the file. Says what to type."""
+
+
 def check_size(source: object, decoder: str, width: int, height: int) -> None:
     """Raises MediaError when a picture has no area, or more than MAX_PIXELS."""
     if width <= 0 or height <= 0:

@@ -7,11 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prismatic.registry import Registry
-from prismatic.video.clip import Clip, MediaError
+from prismatic.video.clip import Clip, DecoderMissingError, MediaError
 from prismatic.video.frame_folder import open_folder, open_frames
 from prismatic.video.images import read_image
 
-__all__ = ["DECODERS", "VIDEO_EXTENSIONS", "Clip", "MediaError", "is_video", "open_frames", "open_video", "read_image"]
+__all__ = [
+    "DECODERS",
+    "VIDEO_EXTENSIONS",
+    "Clip",
+    "DecoderMissingError",
+    "MediaError",
+    "is_video",
+    "open_frames",
+    "open_video",
+    "read_image",
+]
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".flv", ".wmv", ".webm", ".m4v"})
 """Extensions by which an annotation's path is known to be a video. `open_video` itself looks at the content: .gif, .ts,
@@ -43,6 +53,7 @@ def open_video(path: str | os.PathLike[str], decoder: str = "pyav", *, threads: 
     Raises:
         MediaError: the file is missing, unreadable, no video, or refused by the decoder.
         UnknownIdError: no such decoder.
+        DecoderMissingError: the decoder's package is not installed or does not work here.
     """
     opener = DECODERS.get(decoder)
     if threads < 0:

@@ -46,6 +46,7 @@ class PacketIndex:
         first: the first packet of the file; None when not `ordered`.
         ordered: a decoded frame can be known by its time, because every packet has a time of its own that agrees with
             the order of showing. Otherwise (AVI with B-frames) frames can only be counted from the start.
+        closed: no frame stored after a keyframe is shown before it, so what follows a keyframe needs nothing before it.
         cut_short: the file ends before its header says, or in the middle of a packet.
         hidden: number of packets that are decoded and not shown (an edit list, alternate references).
         last_ticks: how long the last frame lasts, 0 when unknown.
@@ -55,6 +56,7 @@ class PacketIndex:
     keys: tuple[Packed, ...]
     first: Packed | None
     ordered: bool
+    closed: bool
     cut_short: bool
     hidden: int
     last_ticks: int
@@ -123,11 +125,21 @@ def _build(rows: list[_Row], stream: VideoStream, torn: bool) -> PacketIndex:
         keys=tuple(sorted(keys, key=lambda key: key.pts)),
         first=Packed(0, rows[0].pts, rows[0].size) if ordered and rows and rows[0].pts != NO_TIME else None,
         ordered=ordered,
+        closed=_is_closed(rows),
         # A header may promise frames that no packet brings; hidden packets may be missing without harm.
         cut_short=torn or (not hidden and stream.frames > len(rows)),
         hidden=hidden,
         last_ticks=rows[-1].duration if rows else 0,
     )
+
+
+def _is_closed(rows: list[_Row]) -> bool:
+    key_time = NO_TIME
+    for row in rows:
+        key_time = row.pts if row.is_key else key_time
+        if row.pts < key_time:
+            return False
+    return True
 
 
 def _times_mislead(rows: list[_Row], stream: VideoStream) -> bool:

@@ -1,9 +1,9 @@
 """Frames to the square uint8 input of a vision backbone. Normalising is the backbone's own work, on its device.
 
-Every strategy does the pixel work of timm's and torchvision's transforms on Pillow images. Bicubic and nearest go through
-Pillow and are equal bit for bit. Bilinear goes through torch's uint8 kernel on the whole clip, never more than 1/255
-away and about nine times quicker (16 frames 640 x 360 to 224: 1.7 ms against 15.2 ms on one core). The same kernel for
-bicubic is as quick, but strays by 2/255 on a few pixels in a million, so it is not used.
+Every strategy does the pixel work of timm's and torchvision's transforms on Pillow images. Bicubic and nearest go
+through Pillow and are equal bit for bit. Bilinear goes through torch's uint8 kernel on the whole clip, never more than
+1/255 away and about nine times quicker (16 frames 640 x 360 to 224: 1.7 ms against 15.2 ms on one core). The same
+kernel for bicubic is as quick, but strays by 2/255 on a few pixels in a million, so it is not used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def resize_naive(frames: np.ndarray, spec: ImageSpec) -> torch.Tensor:
 
 @RESIZES.register("resize-crop")
 def resize_crop(frames: np.ndarray, spec: ImageSpec) -> torch.Tensor:
-    """Scale the shorter side to floor(R / crop_pct), then cut the square out of the middle: timm's evaluation transform."""
+    """Scale the shorter side to floor(R / crop_pct), then cut the square out of the middle, as timm evaluates."""
     side = spec.resolution
     height, width = frames.shape[1:3]
     short = math.floor(side / spec.crop_pct)
