@@ -1,7 +1,7 @@
 """PrismaticVLM: vision backbone, aggregator, projector and LLM as one model, for training and for asking.
 
-Frames in, loss or text out. Owns the splice of visual tokens into the text and which parts a stage trains. Generation is
-generation.py's, reading what callers hand over is media.py's.
+Frames in, loss or text out. Owns the splice of visual tokens into the text and which parts a stage trains. Generation
+is generation.py's, reading what callers hand over is media.py's.
 """
 
 from __future__ import annotations

@@ -81,13 +81,14 @@ def build_llm(
     """The LLM of an id of the zoo, a hub name or a local folder.
 
     Args:
-        pretrained: False for random weights that depend on `seed` only; then no weights are downloaded, and nothing at
-            all for rows that hold their shape.
+        pretrained: False for random weights that depend on `seed` only; then no weights are downloaded, and with
+            `texts` or a tokenizer folder nothing at all.
         rope_scaling_factor: stretch the context by this factor (dynamic NTK scaling).
         max_length: most text tokens (`--model.llm_max_length`), set on the tokenizer.
         tokenizer: folder or hub name of the tokenizer to use in place of the model's. A folder that `save_definition`
             wrote also gives the configuration when pretrained is False.
-        texts: gives the texts that a tokenizer is trained on where there is none; called only then.
+        texts: gives the texts that a tokenizer is trained on for random weights; called only where one is needed.
+            Without it a row of the zoo takes its published tokenizer.
 
     Raises ValueError (UnknownIdError for an unknown id) saying what to check or type.
     """
@@ -141,9 +142,11 @@ def _config(source: _Source) -> PretrainedConfig:
         hint = (
             "check the name, the network and --hf_token, or give a local folder"
             if source.pretrained
-            else "random weights need its configuration on this machine: download the model once, or give a local folder"
+            else "random weights need its configuration here: download the model once, or give a local folder"
         )
-        raise ValueError(f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {error}; {hint}") from error
+        raise ValueError(
+            f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {error}; {hint}"
+        ) from error
 
 
 def _tokenizer(
@@ -155,9 +158,12 @@ def _tokenizer(
     trained_here = source.from_shape or (source.folder and not has_tokenizer(source.folder))
     if not trained_here:
         return load_tokenizer(str(source.spec.hf_path), source.options())
+    if texts is None and source.spec.hf_path is not None and source.folder is None:
+        # Weights will come from a checkpoint, which was trained with the published tokenizer.
+        return load_tokenizer(source.spec.hf_path, {**source.options(), "local_files_only": False})
     if texts is None:
         raise ValueError(
-            f"{FLAG} {source.llm_id} has no tokenizer here; name one, or give texts to train one on (an annotation file)"
+            f"{FLAG} {source.llm_id} has no tokenizer here; name one, or give texts to train one on"
         )
     most = source.spec.vocab_size if source.from_shape else config.vocab_size
     tok = train_tokenizer(texts(), most)
@@ -173,7 +179,7 @@ def _scale_rope(llm_id: str, config: PretrainedConfig, factor: float) -> None:
     if "rope_theta" not in rope or rope.get("rope_type", "default") not in ("default", "dynamic"):
         kind = f"'{rope['rope_type']}'" if "rope_type" in rope else "of several kinds" if rope else "absent"
         raise ValueError(
-            f"--model.rope_scaling_factor: the RoPE of {llm_id} is {kind}, which cannot be stretched; leave the flag out"
+            f"--model.rope_scaling_factor: the RoPE of {llm_id} is {kind}, which cannot stretch; leave the flag out"
         )
     text.rope_parameters = {**rope, "rope_type": "dynamic", "factor": float(factor)}
 
@@ -201,6 +207,6 @@ def _model(source: _Source, config: PretrainedConfig, seed: int) -> PreTrainedMo
             return build("eager")
     except OSError as error:
         raise ValueError(
-            f"{FLAG} {source.llm_id}: cannot load the weights of '{source.spec.hf_path}': {error}; check the network and "
-            "--hf_token, or build it with random weights: --model.pretrained_backbones false"
+            f"{FLAG} {source.llm_id}: cannot load the weights of '{source.spec.hf_path}': {error}; check the network "
+            "and --hf_token, or build it with random weights: --model.pretrained_backbones false"
         ) from error

@@ -82,13 +82,6 @@ class HFCausalLM(nn.Module):
         self.tokenizer.save_pretrained(folder)
         self.llm.config.save_pretrained(folder)
 
-    def gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the layers' activations in the backward pass, or stop doing so."""
-        if enabled:
-            self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            self.llm.gradient_checkpointing_disable()
-
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HFCausalLM:
         # `.to(bfloat16)` must not round the RoPE frequencies: at position 9000 that is an error of whole turns.
         kept = [

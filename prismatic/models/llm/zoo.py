@@ -169,7 +169,7 @@ for _id, _spec in ROWS.items():
 def llm_spec(llm_id: str) -> LLMSpec:
     """The row of an id, or a new one for a local folder or a hub name. Downloads nothing.
 
-    Raises UnknownIdError (a ValueError) with the nearest ids, ValueError for a folder that is missing or holds no model.
+    Raises UnknownIdError (a ValueError) with the nearest ids, ValueError for a folder that holds no model.
     """
     if llm_id in LLMS:
         return LLMS.get(llm_id)

@@ -80,7 +80,7 @@ def read_encoder(files: Iterable[str]) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            names = [n for n in tensors.keys() if n.startswith(APPLE_PREFIX)]  # noqa: SIM118  not a dict
+            names = [n for n in tensors.keys() if n.startswith(APPLE_PREFIX)]
             for name in names:
                 key = name.removeprefix(APPLE_PREFIX)
                 if not key.startswith("head."):
@@ -114,7 +114,7 @@ class FastViTHDSpec:
             folder = snapshot_download(self.repo, allow_patterns=["*.safetensors"])
         except OSError as error:
             raise ValueError(
-                f"cannot get the weights of FastViT-HD from '{self.repo}': {error}; check the network, or build it with "
-                "random weights: --model.pretrained_backbones false"
+                f"cannot get the weights of FastViT-HD from '{self.repo}': {error}; check the network, or build it "
+                "with random weights: --model.pretrained_backbones false"
             ) from error
         return sorted(str(path) for path in Path(folder).glob("*.safetensors"))

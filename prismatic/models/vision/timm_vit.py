@@ -120,7 +120,9 @@ class ViTSpec:
         return TimmViT(model, spec)
 
 
-_NOT_A_VIT = "timm model '{}' is not a vision transformer; --model.vision_backbone_id takes timm's ViT, Eva and NaFlexVit"
+_NOT_A_VIT = (
+    "timm model '{}' is not a vision transformer; --model.vision_backbone_id takes timm's ViT, Eva and NaFlexVit"
+)
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,7 @@ class CustomViTSpec:
         from timm.models.vision_transformer import VisionTransformer
 
         if pretrained:
-            raise ValueError(
-                "this vision backbone has no pretrained weights; pass --model.pretrained_backbones false"
-            )
+            raise ValueError("this vision backbone has no pretrained weights; pass --model.pretrained_backbones false")
         with seeded(seed):
             model = VisionTransformer(img_size=self.image_size, num_classes=0, **self.kwargs)
         return TimmViT(model, ImageSpec(resolution=self.image_size))

@@ -63,7 +63,14 @@ ROWS: dict[str, VisionSpec] = {
     "fastvit-hd-1024px": FastViTHDSpec(1024),
     "tiny-vit": CustomViTSpec(
         image_size=64,
-        kwargs={"patch_size": 16, "embed_dim": 128, "depth": 5, "num_heads": 4, "class_token": False, "global_pool": ""},
+        kwargs={
+            "patch_size": 16,
+            "embed_dim": 128,
+            "depth": 5,
+            "num_heads": 4,
+            "class_token": False,
+            "global_pool": "",
+        },
     ),
 }
 
