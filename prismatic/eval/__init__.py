@@ -1,0 +1,1 @@
+"""Answering a dataset's rows with a model, scoring the answers, and a page that shows both."""

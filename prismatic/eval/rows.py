@@ -1,0 +1,117 @@
+"""From a record to what a model is asked: the question, the reference answer, and the pixels of its clips.
+
+Broken media become Skip entries here; what happens to those is decided by `evaluate`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prismatic.types import Medium, Record, Skip
+from prismatic.video.clip import MediaError
+
+Read = Callable[[Medium, np.random.Generator], torch.Tensor]
+"""(medium, randomness) -> uint8 [T, 3, R, R]; raises MediaError."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row to answer. clips: uint8 [T, 3, R, R] for each medium, in the row's order; none for a text-only row."""
+
+    record: Record
+    text: str
+    reference: str
+    clips: tuple[torch.Tensor, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips together."""
+        return sum(len(clip) for clip in self.clips)
+
+
+def question_of(record: Record) -> tuple[str, str]:
+    """(question, reference answer): the first human turn and the answer to it.
+
+    Raises ValueError naming the row when it has none.
+    """
+    if len(record.turns) < 2 or record.turns[0].role != "human" or record.turns[1].role != "gpt":
+        raise ValueError(f"{record.source}: evaluation needs a human turn and a gpt turn with the reference answer")
+    return record.turns[0].text, record.turns[1].text
+
+
+def shown_question(text: str) -> str:
+    """The question as a person reads it, without the places of its media."""
+    return text.replace("<image>", "").replace("<video>", "").strip()
+
+
+def with_num_frames(record: Record, num_frames: int) -> Record:
+    """The record with `num_frames` frames of each video, whatever the row asks for; listed frames are thinned out to
+    as many at even distances, where there are more.
+    """
+
+    def change(medium: Medium) -> Medium:
+        if medium.kind == "video":
+            return replace(medium, num_frames=num_frames)
+        if medium.kind == "frames" and len(medium.paths) > num_frames:
+            kept = np.linspace(0, len(medium.paths) - 1, num_frames).astype(int)
+            return replace(medium, paths=tuple(medium.paths[i] for i in kept))
+        return medium
+
+    return replace(record, media=tuple(change(medium) for medium in record.media))
+
+
+def read_batches(
+    records: Sequence[Record], read: Read, *, batch_size: int, seed: int, num_workers: int
+) -> Iterator[list[Question | Skip]]:
+    """Rows in order, `batch_size` at a time; broken ones are Skip entries that say why.
+
+    While one batch is answered the next is read by `num_workers` threads (decoders release the interpreter lock);
+    with 0 a batch is read when it is asked for. Frames that a random sampler takes depend on (seed, row) alone.
+    """
+
+    def read_row(index: int) -> Question | Skip:
+        record = records[index]
+        text, reference = question_of(record)
+        rng = np.random.default_rng([seed, index])
+        try:
+            clips = tuple(read(medium, rng) for medium in record.media)
+        except MediaError as error:
+            return Skip(record.id, record.source, str(error), epoch=0, index=index)
+        return Question(record, text, reference, clips)
+
+    batches = (range(i, min(i + batch_size, len(records))) for i in range(0, len(records), batch_size))
+    if num_workers == 0:
+        yield from ([read_row(i) for i in batch] for batch in batches)
+        return
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
+        ahead: list[list[Future[Question | Skip]]] = []
+        try:
+            for batch in batches:
+                ahead.append([pool.submit(read_row, i) for i in batch])
+                if len(ahead) == 2:
+                    yield [future.result() for future in ahead.pop(0)]
+            for futures in ahead:
+                yield [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def media_as_json(record: Record, media_root: Path) -> list[Any]:
+    """Paths below the media root, as they are written to predictions.jsonl; a clip of listed frames is a list."""
+    root = os.path.abspath(media_root)
+
+    def shorten(path: str) -> str:
+        return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+
+    return [
+        [shorten(path) for path in medium.paths] if medium.kind == "frames" else shorten(medium.paths[0])
+        for medium in record.media
+    ]

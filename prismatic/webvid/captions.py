@@ -1,0 +1,115 @@
+"""Caption tables as (id, file, caption): WebVid's CSV, or CSV, JSON, JSONL, Parquet with named columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prismatic.webvid.files import read_rows, read_text
+
+ID_COLUMNS = ("videoid", "video_id", "id")
+PATH_COLUMNS = ("path", "video", "file", "filename", "file_name", "video_path")
+CAPTION_COLUMNS = ("name", "caption", "text", "description")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read; None: the first known name that the table has."""
+
+    id: str | None = None
+    path: str | None = None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A row of the table. `file` is where the table says the video is, `stem` where WebVid's layout puts it
+    (page_dir/videoid, without extension); either may be empty.
+    """
+
+    id: str
+    file: str
+    stem: str
+    text: str
+
+
+def read_captions(path: Path, columns: Columns) -> list[Caption]:
+    """All rows of the table in its order. Raises ValueError naming the file, the line and the flag to use."""
+    rows = _table(path)
+    if not rows:
+        return []
+    have = list(rows[0])
+    id_column = _pick(have, columns.id, ID_COLUMNS, "--id_column", path)
+    path_column = _pick(have, columns.path, PATH_COLUMNS, "--path_column", path)
+    caption_column = _pick(have, columns.caption, CAPTION_COLUMNS, "--caption_column", path)
+    if id_column is None and path_column is None:
+        raise ValueError(
+            f"--captions {path}: none of the columns {have} is known to hold an id or a file; name it with --id_column "
+            "or --path_column"
+        )
+    if caption_column is None:
+        raise ValueError(
+            f"--captions {path}: none of the columns {have} is known to hold captions; name it with --caption_column"
+        )
+    captions = []
+    for number, row in enumerate(rows, start=1):
+        file = _text(row, path_column)
+        video_id = _text(row, id_column) or Path(file).stem
+        if not video_id:
+            raise ValueError(f"--captions {path}: row {number} has neither an id nor a file")
+        page = _text(row, "page_dir")
+        stem = f"{page}/{video_id}" if page else video_id
+        captions.append(Caption(video_id, file, stem, " ".join(_text(row, caption_column).split())))
+    return captions
+
+
+def _table(path: Path) -> Sequence[Mapping[str, Any]]:
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        return read_rows(path, "--captions")
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        if not path.is_file():
+            raise ValueError(f"--captions {path}: no such file")
+        try:
+            return list(pyarrow.parquet.read_table(path).to_pylist())
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"--captions {path}: not a Parquet file ({error})") from error
+    if suffix in (".csv", ".tsv"):
+        return list(_csv_rows(path, "\t" if suffix == ".tsv" else ","))
+    raise ValueError(f"--captions {path}: expected .csv, .tsv, .json, .jsonl or .parquet")
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.DictReader(io.StringIO(read_text(path, "--captions"), newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"--captions {path}, line {reader.line_num}: {len(reader.fieldnames or [])} columns expected; a "
+                    "caption with a comma needs quotes around it"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"--captions {path}, line {reader.line_num}: {error}") from error
+
+
+def _pick(have: list[str], asked: str | None, known: Sequence[str], flag: str, path: Path) -> str | None:
+    if asked is not None:
+        if asked not in have:
+            raise ValueError(f"{flag}: {path} has no column '{asked}'; it has {', '.join(have)}")
+        return asked
+    return next((name for name in known if name in have), None)
+
+
+def _text(row: Mapping[str, Any], column: str | None) -> str:
+    value = row.get(column) if column else None
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,77 @@
+"""Files that the tools hand to each other: written whole or not at all, read with clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write that appears under its name only when all of it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with temporary.open(mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows as a JSON list, one row a line, or as JSON lines by the suffix .jsonl; returns their number."""
+    lines = path.suffix == ".jsonl"
+    count = 0
+    with whole_file(path) as file:
+        for row in rows:
+            text = json.dumps(row, ensure_ascii=False)
+            file.write(f"{text}\n" if lines else ("[\n" if count == 0 else ",\n") + text)
+            count += 1
+        if not lines:
+            file.write("[]\n" if count == 0 else "\n]\n")
+    return count
+
+
+def read_rows(path: Path, flag: str) -> list[dict[str, Any]]:
+    """Rows of a JSON list or a JSON-lines file. Raises ValueError naming file, line and `flag`."""
+    text = read_text(path, flag)
+    if path.suffix == ".jsonl":
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                rows.append(_decode(line, f"{flag} {path}, line {number}"))
+    else:
+        rows = _decode(text, f"{flag} {path}")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{flag} {path}: expected a list of JSON objects")
+    return rows
+
+
+def read_text(path: Path, flag: str) -> str:
+    """The text of a UTF-8 file. Raises ValueError naming `flag` when there is none."""
+    if not path.is_file():
+        raise ValueError(f"{flag} {path}: no such file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{flag} {path}: not UTF-8 text ({error})") from error
+
+
+def epoch_path(output: Path, epoch: int, epochs: int) -> Path:
+    """`output` itself for a single epoch, otherwise output_epoch0.json, output_epoch1.json, ..."""
+    return output if epochs == 1 else output.with_name(f"{output.stem}_epoch{epoch}{output.suffix}")
+
+
+def _decode(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
