@@ -1,0 +1,172 @@
+"""The process group: which process this is, on which device, and the few collectives that the project needs.
+
+A single process gets a group as well, so that there is one code path. Small numbers and Python objects travel over
+gloo on the CPU on every machine: they never make a GPU wait.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+log = logging.getLogger(__name__)
+
+# Rank 0 writes whole checkpoints while the others wait in a collective: 28 GB on a slow disk take minutes.
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all.
+
+    rank: number of this process over all machines; local_rank: on this machine; world_size: how many there are;
+    local_world_size: how many on this machine; backend: what `init_process_group` was given.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    backend: str
+    local_world_size: int = 1
+
+
+def start(device: str = "auto") -> World:
+    """Join the process group that torchrun describes, or make one of a single process.
+
+    Args:
+        device: "auto" (CUDA where there is a GPU), "cpu" or "cuda".
+
+    Raises ValueError when CUDA is asked for and absent, or when there are more processes than GPUs on this machine.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got '{device}'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no CUDA GPU here; pass --device cpu, or install a CUDA build")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if use_cuda:
+        if local_world_size > torch.cuda.device_count():
+            raise ValueError(
+                f"{local_world_size} processes on a machine with {torch.cuda.device_count()} GPU(s); pass "
+                f"torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=where if use_cuda else None)
+    else:
+        # A store inside this process: no port to pick, none to clash.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    return World(rank, local_rank, world_size, where, backend, local_world_size)
+
+
+def stop(*holders: Any, failed: bool = False) -> None:
+    """Leave the process group, at the very end of a script.
+
+    Args:
+        holders: objects that hold sharded modules (the trainer, the model). They are emptied, because a sharded module
+            that is alive when the interpreter ends makes it abort now and then, after all work is done.
+        failed: this process is leaving because of an error: do not wait for the others, who are not coming.
+    """
+    for holder in holders:
+        vars(holder).clear()
+    gc.collect()
+    if not dist.is_initialized():
+        return
+    if not failed:
+        dist.barrier()
+        dist.destroy_process_group()
+    elif dist.get_world_size() == 1 or "nccl" not in dist.get_backend_config():
+        # NCCL's own teardown waits for peers; after an error the exit of this process is what tells them.
+        dist.destroy_process_group()
+
+
+def rank_zero() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return not _many() or dist.get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if _many():
+        dist.barrier()
+
+
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
+    """Sums each number over all processes, in float64 (counts below 2**53 stay exact)."""
+    if not _many():
+        return [float(value) for value in values]
+    total = torch.tensor(list(values), dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value`, on every process."""
+    if not _many():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's `value` in the order of ranks, on every process."""
+    if not _many():
+        return [value]
+    boxes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(boxes, value)
+    return boxes
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes to stderr through tqdm when a bar is on the screen, so that a line does not tear the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging(world: World | None = None) -> None:
+    """Log lines of this package on stderr: rank 0 from INFO, the others from WARNING with their rank in front."""
+    rank = world.rank if world is not None else int(os.environ.get("RANK", 0))
+    logger = logging.getLogger("prismatic")
+    for handler in [h for h in logger.handlers if isinstance(h, _ConsoleHandler)]:
+        logger.removeHandler(handler)
+    handler = _ConsoleHandler()
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    handler.setFormatter(_Formatter(prefix))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    """`12:34:56  text`, with the level's name where it is more than information."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(datefmt="%H:%M:%S")
+        self._prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        text = f"{self.formatTime(record, self.datefmt)}  {self._prefix}{level}{record.getMessage()}"
+        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,124 @@
+"""Spread a model over processes: `shard()`, the only place that knows FSDP2.
+
+Order of work on a model: freeze > load weights > shard (activation checkpointing, then `fully_shard` of the vision
+tower, of each decoder layer and of the root) > optimizer. Sharding is always applied, with one process too, so that
+precision and code path are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from prismatic.dist import World
+from prismatic.registry import Registry
+
+if TYPE_CHECKING:
+    from prismatic.models.vlm import PrismaticVLM
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How parameters lie over processes.
+
+    copies: one copy over all processes, one "per-machine", or one "per-process" (plain data parallelism).
+    reshard_after_forward: free a unit's gathered weights between forward and backward: less memory, more traffic.
+    sync_every_micro_batch: reduce gradients after each micro-batch of a step, which keeps only a shard of them in
+        memory, or once at the end of the step.
+    """
+
+    copies: Literal["one", "per-machine", "per-process"]
+    reshard_after_forward: bool
+    sync_every_micro_batch: bool
+
+
+STRATEGIES: Registry[Strategy] = Registry("training strategy", flag="--model.finetune_train_strategy")
+STRATEGIES.add("fsdp-full-shard", Strategy("one", True, True))
+STRATEGIES.add("fsdp-shard-grad-op", Strategy("one", False, True))
+STRATEGIES.add("fsdp-hybrid", Strategy("per-machine", True, True))
+STRATEGIES.add("ddp", Strategy("per-process", False, False))
+
+
+def shard(
+    vlm: PrismaticVLM,
+    world: World,
+    strategy: str,
+    *,
+    mixed_precision: bool,
+    reduce_fp32: bool,
+    checkpoint_activations: bool,
+) -> PrismaticVLM:
+    """Shard `vlm` in place over all processes and return it. Its stage must be frozen and its weights loaded.
+
+    Args:
+        strategy: an id of STRATEGIES. Raises UnknownIdError (a ValueError) for another.
+        mixed_precision: on CUDA, compute in bf16 over fp32 master weights, and keep frozen modules in bf16. A CPU
+            always computes in fp32.
+        reduce_fp32: with mixed precision, sum gradients over processes in fp32 instead of bf16.
+        checkpoint_activations: recompute the LLM's layers in the backward pass.
+    """
+    row = STRATEGIES.get(strategy)
+    bf16 = mixed_precision and world.device.type == "cuda"
+    if mixed_precision and not bf16:
+        log.info("A CPU computes in fp32: --model.enable_mixed_precision_training has no effect on it")
+    if bf16:
+        _cast_frozen(vlm, torch.bfloat16)
+    if checkpoint_activations:
+        _checkpoint_layers(vlm.llm_backbone.layers)
+    policy = MixedPrecisionPolicy()
+    if bf16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
+    mesh = _mesh(world, row)
+    for unit in vlm.fsdp_units():
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=row.reshard_after_forward)
+    # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
+    # would gather them twice for nothing.
+    fully_shard(vlm, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    return vlm
+
+
+def set_gradient_sync(vlm: nn.Module, strategy: str, last_micro_batch: bool) -> None:
+    """Before a micro-batch's forward pass: whether its backward pass reduces gradients over processes."""
+    assert isinstance(vlm, FSDPModule)
+    vlm.set_requires_gradient_sync(last_micro_batch or STRATEGIES.get(strategy).sync_every_micro_batch)
+
+
+def reshard(vlm: nn.Module) -> None:
+    """Free gathered weights that a forward pass without a backward pass left behind."""
+    for module in vlm.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _mesh(world: World, row: Strategy) -> DeviceMesh:
+    # The device type is spelled out: without a mesh, fully_shard on a CPU-only machine asks for an accelerator.
+    size, kind = world.world_size, world.device.type
+    if row.copies == "one":
+        return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
+    shards = 1 if row.copies == "per-process" else world.local_world_size
+    return init_device_mesh(kind, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+    # Only whole frozen modules: FSDP wants one dtype among the trainable weights of a unit, and a frozen weight inside
+    # a trained module may be thawed later.
+    for module in vlm.children():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            for parameter in parameters:
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+
+
+def _checkpoint_layers(layers: nn.ModuleList) -> None:
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)

@@ -1,0 +1,56 @@
+"""Reading a sharded checkpoint without running what it says.
+
+torch.distributed.checkpoint keeps its table of contents as a pickle and loads it, and any value that is not a tensor,
+without restriction. Ours hold tensors only, so the table may name a few classes and no more.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+_FUNCTIONS = {("torch.serialization", "_get_layout")}
+_CLASSES = {("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath")}
+
+
+class _TableUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # A dotted name would walk from an allowed module into whatever it imports.
+        if "." not in name:
+            if (module, name) in _FUNCTIONS | _CLASSES:
+                return super().find_class(module, name)
+            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+                return getattr(torch, name)
+            if module.startswith("torch.distributed.checkpoint."):
+                found = super().find_class(module, name)
+                if isinstance(found, type) and found.__module__.startswith("torch.distributed.checkpoint."):
+                    return found
+        raise pickle.UnpicklingError(f"the checkpoint's .metadata asks for {module}.{name}, which no checkpoint needs")
+
+
+class TensorReader(FileSystemReader):
+    """A FileSystemReader that reads the table of contents with a short list of allowed classes."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The table of contents. Raises pickle.UnpicklingError when it names anything else."""
+        path = self._get_metadata_path(kwargs.get("rank"))
+        with self.fs.create_stream(path, "rb") as stream:
+            table = _TableUnpickler(stream).load()
+        if not isinstance(table, Metadata):
+            raise pickle.UnpicklingError(f"the checkpoint's .metadata holds a {type(table).__name__}")
+        if getattr(table, "storage_meta", None) is None:
+            table.storage_meta = StorageMeta()
+        table.storage_meta.load_id = self.load_id
+        return table
+
+
+class TensorPlanner(DefaultLoadPlanner):
+    """A load planner that takes tensors and nothing else."""
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        """Raises pickle.UnpicklingError: our checkpoints hold no pickled values."""
+        raise pickle.UnpicklingError(f"the checkpoint holds a pickled value: {read_item.storage_index.fqn}")

@@ -1,0 +1,49 @@
+"""Stopping on request: SIGTERM and Ctrl-C set a flag, the loop saves at the next step's end and leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # 128 + number, as shells report it
+
+
+class StopSignals:
+    """While entered, takes SIGTERM and SIGINT and remembers the first; further ones change nothing.
+
+    A launcher forwards what the terminal has sent already, so a second signal is no sign of impatience. Outside of the
+    main thread no handlers can be set, and none are.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_CODES:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def counts(self) -> list[float]:
+        """[SIGTERM received, SIGINT received] as 0 or 1, to be summed over processes."""
+        return [float(self.received is number) for number in EXIT_CODES]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+            # Not through logging: its lock may be held by the very code that was interrupted.
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, f"\n{self.received.name}: saving after this step, then leaving\n".encode())
+
+
+def exit_code(counts: list[float]) -> int | None:
+    """The exit code that summed `StopSignals.counts` ask for, or None to go on."""
+    return next((code for count, code in zip(counts, EXIT_CODES.values(), strict=True) if count), None)

@@ -1,0 +1,69 @@
+"""The account of samples that `--dataset.on_error skip` left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from prismatic import dist
+from prismatic.train.errors import TrainingError
+from prismatic.train.jsonl import RowFile
+from prismatic.types import Batch, Skip
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5  # Skips that appear in the log one by one; the rest only in the file
+
+
+class SkipAccount:
+    """Counts seen and skipped samples over all processes, lists the skipped in `skipped.jsonl`, and stops the run.
+
+    max_share: `--dataset.max_skipped_share`. Looked at from the first 1/max_share samples on, so that one broken file
+    at the start does not stop a long run, and at the end of each epoch.
+    """
+
+    def __init__(self, run_dir: Path, max_share: float) -> None:
+        self.seen = 0
+        self.skipped = 0
+        self._max_share = max_share
+        self._file = RowFile(run_dir / "skipped.jsonl")
+
+    def resume(self, seen: int, skipped: int) -> None:
+        """Go on from these counts; rows of later steps, which come anew, are cut from the file."""
+        self.seen, self.skipped = seen, skipped
+        if dist.rank_zero():
+            self._file.keep(lambda number, _row: number < skipped)
+
+    def add(self, batches: Iterable[Batch], seen: int, skipped: int) -> None:
+        """Account for one step. seen, skipped: counts of the step over all processes, which all call this alike.
+
+        Raises TrainingError when the share of skipped samples is above the limit.
+        """
+        self.seen += seen
+        if skipped:
+            own = [skip for batch in batches for skip in batch.skipped]
+            for skips in dist.gather_objects(own):
+                for skip in skips:
+                    self._note(skip)
+            self.check(early=True)
+
+    def check(self, early: bool = False) -> None:
+        """Raises TrainingError when too many were skipped. early: before enough samples were seen, stay silent."""
+        if self.skipped > self._max_share * self.seen and not (early and self._max_share * self.seen < 1):
+            raise TrainingError(
+                f"{self.skipped} of {self.seen} samples were skipped, more than --dataset.max_skipped_share "
+                f"{self._max_share:g} allows; {self._file.path} lists them with the reasons. Mend or remove them, or "
+                "raise --dataset.max_skipped_share"
+            )
+
+    def _note(self, skip: Skip) -> None:
+        self.skipped += 1
+        if not dist.rank_zero():
+            return
+        self._file.append(asdict(skip))
+        if self.skipped <= SHOWN:
+            log.warning(f"Skipped a sample: {skip.reason} ({skip.source})")
+        if self.skipped == SHOWN:
+            log.warning(f"Further skipped samples are only listed in {self._file.path}")

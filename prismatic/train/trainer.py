@@ -1,0 +1,326 @@
+"""The training loop: epochs, steps, validation, checkpoints. `fit()` reads top to bottom.
+
+The position (epoch, step of the epoch) is all that a run needs to go on: data order, learning rate and random numbers
+are functions of it. A step is the unit of everything: whatever happens, a run stands between two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from prismatic import dist
+from prismatic.conf.run import PretrainConfig
+from prismatic.dist import World
+from prismatic.train import checkpoint, folder, fsdp, narration, weights
+from prismatic.train.console import StepFacts
+from prismatic.train.errors import TrainingError
+from prismatic.train.metrics import Metrics
+from prismatic.train.optim import build_optimizer, build_schedule
+from prismatic.train.seeding import seed_step
+from prismatic.train.signals import StopSignals, exit_code
+from prismatic.train.skips import SkipAccount
+from prismatic.types import Batch
+
+if TYPE_CHECKING:
+    from prismatic.data.loader import StepLoader
+    from prismatic.models.vlm import PrismaticVLM
+
+log = logging.getLogger(__name__)
+
+WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' figure, so that their curves compare)
+
+
+@dataclass
+class Position:
+    """Where a run stands. step: optimizer steps done; epoch: epochs done; step_in_epoch: steps done of the next one.
+
+    complete: all steps are done, and what belongs to the end of the last epoch too.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    complete: bool = False
+
+
+class Trainer:
+    """Trains a model whose stage is frozen and whose weights are loaded; shards it first.
+
+    Args:
+        frozen_modules: frozen modules of `vlm` whose weights no id can bring back (random ones); they are saved once.
+    """
+
+    def __init__(
+        self,
+        cfg: PretrainConfig,
+        vlm: PrismaticVLM,
+        train_loader: StepLoader,
+        val_loader: StepLoader | None,
+        world: World,
+        run_dir: Path,
+        *,
+        frozen_modules: Sequence[str] = (),
+    ) -> None:
+        self.cfg, self.world, self.run_dir = cfg, world, run_dir
+        self.stage = cfg.model.stage(cfg.stage)
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.trained_modules = list(vlm.trainable_modules())
+        self.frozen_modules = list(frozen_modules)
+        self.vlm = fsdp.shard(
+            vlm,
+            world,
+            self.stage.train_strategy,
+            mixed_precision=cfg.model.enable_mixed_precision_training,
+            reduce_fp32=cfg.model.reduce_in_full_precision,
+            checkpoint_activations=cfg.model.enable_gradient_checkpointing,
+        )
+        self.optimizer = build_optimizer(self.vlm, self.stage)
+        self.total_steps = self._total_steps()
+        self.at = Position()
+        self.signals = StopSignals()
+        self.skips = SkipAccount(run_dir, cfg.dataset.max_skipped_share)
+        self.metrics: Metrics | None = None
+        self.losses: list[float] = []
+        self.validation_loss: float | None = None
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the last 128 losses; infinite before the first step (as file names of the older systems say)."""
+        return math.fsum(self.losses) / len(self.losses) if self.losses else math.inf
+
+    def fit(self) -> int:
+        """Train to the end, or to a signal. Returns 0, or 143 (SIGTERM) or 130 (Ctrl-C) after saving.
+
+        Raises TrainingError, CheckpointError; whatever the loaders raise comes through.
+        """
+        with self.signals:
+            resumed_from = self._resume()
+            if dist.rank_zero():
+                narration.header(self, resumed_from)
+            if self.at.complete:
+                if dist.rank_zero():
+                    narration.nothing_to_do(self)
+                return 0
+            stage, began = self.stage, time.perf_counter()
+            self.schedule = build_schedule(
+                self.optimizer, stage.lr_scheduler_type, self.total_steps, stage.warmup_ratio, self.at.step
+            )
+            first_step = self.at.step
+            if dist.rank_zero():
+                self.metrics = narration.start_metrics(self)
+            try:
+                code = self._run()
+            finally:
+                if self.metrics is not None:
+                    self.metrics.close()
+        if dist.rank_zero():
+            narration.summary(self, code, self.at.step - first_step, time.perf_counter() - began)
+        return code
+
+    def train_step(self, batches: list[Batch], data_wait: float, began: float) -> int | None:
+        """One optimizer step over this process's micro-batches; every process calls it.
+
+        Args:
+            data_wait: seconds that the batches took to come. began: `time.perf_counter()` at the end of the last step.
+
+        Returns an exit code when a signal asks to stop, before or after the step; the position says which.
+        """
+        counts = [sum(b.num_label_tokens for b in batches), sum(len(b.ids) for b in batches)]
+        counts += [sum(len(b.skipped) for b in batches), *self.signals.counts()]
+        label_tokens, seen, skipped, *stops = dist.all_reduce_sum(counts)
+        if exit_code(stops) is not None:
+            return exit_code(stops)
+        self.skips.add(batches, int(seen), int(skipped))
+        if not label_tokens:
+            raise TrainingError(narration.nothing_to_learn(self, batches))
+        seed_step(self.cfg.seed, self.at.step, self.world.rank)
+        losses = self._accumulate(batches, label_tokens)
+        norm_tensor = self._grad_norm()
+        norm = float(norm_tensor)
+        numbers = [math.fsum(losses), sum(b.useful for b in batches), sum(len(b.frames) for b in batches)]
+        loss_sum, tokens, frames, *stops = dist.all_reduce_sum([*numbers, *self.signals.counts()])
+        if not math.isfinite(loss_sum) or not math.isfinite(norm):
+            raise TrainingError(narration.not_finite(self, batches, losses, loss_sum / label_tokens, norm))
+        torch.nn.utils.clip_grads_with_norm_(self._trained(), self.stage.max_grad_norm, norm_tensor)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.at.step += 1
+        self.at.step_in_epoch += 1
+        facts = StepFacts(
+            step=self.at.step,
+            epoch=self.at.epoch,
+            loss=loss_sum / label_tokens,
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            seconds=time.perf_counter() - began,
+            data_wait=data_wait,
+            tokens=int(tokens),
+            frames=int(frames),
+            examples=int(seen),
+            skipped=self.skips.skipped,
+        )
+        self._note_loss(facts)
+        return exit_code(stops)
+
+    def validate(self) -> int | None:
+        """Token-weighted loss over the validation data of all processes. Returns an exit code when a signal stops it.
+
+        Raises TrainingError when the data has nothing to learn.
+        """
+        if self.val_loader is None:
+            return None
+        self._set_training(False)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        tokens, code = 0, None
+        with torch.no_grad():
+            # Epoch 0 whatever the epoch of training is: the same frames each time, so that the losses compare.
+            for batches in self.val_loader.iterate(0):
+                for batch in batches:
+                    total += self.vlm(batch.to(self.world.device)).loss_sum.detach().double()
+                    tokens += batch.num_label_tokens
+                code = exit_code(dist.all_reduce_sum(self.signals.counts()))
+                if code is not None:
+                    break
+        fsdp.reshard(self.vlm)
+        self._set_training(True)
+        loss_sum, all_tokens = dist.all_reduce_sum([float(total), tokens])
+        if code is not None:
+            return code
+        if not all_tokens:
+            raise TrainingError(
+                "the validation data (--val_dataset) has no tokens to learn: nothing can be measured on it"
+            )
+        self.validation_loss = loss_sum / all_tokens
+        log.info(f"step {self.at.step}: validation loss {self.validation_loss:.4f}")
+        if self.metrics is not None:
+            self.metrics.log_validation(self.at.step, self.validation_loss, int(all_tokens))
+        return None
+
+    def save(self) -> None:
+        """Write a checkpoint at the present position; every process calls it. Raises CheckpointError."""
+        began = time.perf_counter()
+        state = {
+            **asdict(self.at),
+            "total_steps": self.total_steps,
+            "world_size": self.world.world_size,
+            "seen": self.skips.seen,
+            "skipped": self.skips.skipped,
+            "losses": self.losses,
+            "validation_loss": self.validation_loss,
+        }
+        path = checkpoint.save(
+            self.run_dir,
+            self.vlm,
+            self.optimizer,
+            state,
+            modules=self.trained_modules,
+            loss=self.mean_loss,
+            keep=self.cfg.keep_checkpoints,
+        )
+        log.info(f"step {self.at.step}: saved {path.name} in {time.perf_counter() - began:.1f} s")
+
+    def _run(self) -> int:
+        self._set_training(True)
+        while not self.at.complete:
+            code = self._run_epoch()
+            if code is not None:
+                self.save()
+                return code
+        return 0
+
+    def _run_epoch(self) -> int | None:
+        steps = self.train_loader.steps_per_epoch(self.at.epoch)
+        batches = self.train_loader.iterate(self.at.epoch, start_step=self.at.step_in_epoch)
+        while self.at.step_in_epoch < steps and self.at.step < self.total_steps:
+            began = time.perf_counter()
+            micro_batches = next(batches)
+            code = self.train_step(micro_batches, time.perf_counter() - began, began)
+            if code is None and self.at.step_in_epoch < steps and self.at.step < self.total_steps:
+                code = self._at_intervals()
+            if code is not None:
+                return code
+        self.skips.check()
+        code = self.validate()
+        if code is not None:
+            return code
+        if self.at.step_in_epoch == steps:
+            self.at.epoch, self.at.step_in_epoch = self.at.epoch + 1, 0
+        self.at.complete = self.at.step >= self.total_steps
+        self.save()
+        return None
+
+    def _at_intervals(self) -> int | None:
+        code = None
+        if self.cfg.validation_interval and self.at.step % self.cfg.validation_interval == 0:
+            code = self.validate()
+        if code is None and self.cfg.checkpoint_interval and self.at.step % self.cfg.checkpoint_interval == 0:
+            self.save()
+        return code
+
+    def _accumulate(self, batches: list[Batch], label_tokens: float) -> list[float]:
+        # FSDP takes the mean of gradients over processes; the factor world_size makes a sum of it again.
+        scale = self.world.world_size / label_tokens
+        losses = []
+        for number, batch in enumerate(batches, start=1):
+            fsdp.set_gradient_sync(self.vlm, self.stage.train_strategy, number == len(batches))
+            loss_sum = self.vlm(batch.to(self.world.device)).loss_sum
+            (loss_sum * scale).backward()
+            losses.append(loss_sum.detach())
+        return torch.stack(losses).double().tolist()
+
+    def _grad_norm(self) -> torch.Tensor:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained() if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _note_loss(self, facts: StepFacts) -> None:
+        self.losses = [*self.losses, facts.loss][-WINDOW:]
+        if self.metrics is not None:
+            self.metrics.log_step(facts, self.mean_loss)
+
+    def _set_training(self, training: bool) -> None:
+        self.vlm.train(training)
+        for name, module in self.vlm.named_children():
+            # A frozen module works as it will when the model is used: no dropout, no new batch statistics.
+            if name not in self.trained_modules:
+                module.eval()
+
+    def _total_steps(self) -> int:
+        steps = [self.train_loader.steps_per_epoch(epoch) for epoch in range(self.stage.epochs)]
+        if not all(steps):
+            raise TrainingError(f"the training data of --dataset.type {self.cfg.dataset.dataset_id} is empty")
+        return self.stage.max_steps or sum(steps)
+
+    def _resume(self) -> Path | None:
+        here = self.run_dir / folder.FOLDER
+        source = folder.find(self.cfg.resume, self.run_dir)
+        if source is None:
+            folder.set_aside(self.run_dir, after_step=0)
+            checkpoint.check_room(self.run_dir, self.vlm, self.trained_modules)
+            if self.frozen_modules:
+                weights.save_frozen(here, self.vlm, self.frozen_modules)
+            return None
+        # A checkpoint that was set aside left this file where it was.
+        if not weights.load_frozen(source.parent, self.vlm):
+            weights.load_frozen(here, self.vlm)
+        state = checkpoint.restore(source, self.vlm, self.optimizer)
+        self.at = Position(**{name: state[name] for name in asdict(self.at)})
+        self.losses, self.validation_loss = state["losses"], state["validation_loss"]
+        ours = source.resolve().parent == here.resolve()
+        folder.set_aside(self.run_dir, after_step=self.at.step if ours else 0)
+        self.skips.resume(state["seen"], state["skipped"])
+        if not ours and self.frozen_modules:
+            weights.save_frozen(here, self.vlm, self.frozen_modules)
+        return source

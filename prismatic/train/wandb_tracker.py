@@ -1,0 +1,73 @@
+"""Metrics to Weights & Biases, from a thread of its own: the training loop never waits for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 10.0  # How long the end of a run waits for the upload
+INIT_SECONDS = 15.0  # How long the service may take to answer before the run is recorded offline
+QUEUE_ROWS = 10_000
+
+
+class WandbTracker:
+    """Records a run with wandb: online with credentials, else offline (`wandb sync` uploads it later).
+
+    No failure of wandb stops or delays a run; it is a warning, and the jsonl files have everything.
+    """
+
+    def __init__(self, run_dir: Path, run_id: str, hparams: dict[str, Any], project: str, entity: str | None) -> None:
+        self._rows: queue.Queue[tuple[dict[str, Any], int] | None] = queue.Queue(QUEUE_ROWS)
+        self._dropped = 0
+        self._settings = {"dir": str(run_dir), "name": run_id, "config": hparams, "project": project, "entity": entity}
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """Hand over one row; returns at once."""
+        try:
+            self._rows.put_nowait((row, step))
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Wait a little for what is under way."""
+        try:
+            self._rows.put_nowait(None)
+        except queue.Full:
+            self._dropped += 1
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            log.warning(f"wandb is still at work after {CLOSE_SECONDS:.0f} s and left behind; jsonl files are complete")
+        if self._dropped:
+            log.warning(f"wandb was too slow for {self._dropped} rows (the jsonl files are complete)")
+
+    def _work(self) -> None:
+        run = None
+        try:
+            import wandb
+
+            run = self._init(wandb)
+            while (item := self._rows.get()) is not None:
+                run.log(item[0], step=item[1])
+            run.finish()
+        except Exception as error:  # noqa: BLE001  a tracker of any version must not end a run; it is said once
+            log.warning(f"wandb stopped recording ({type(error).__name__}: {error}); the jsonl files have everything")
+
+    def _init(self, wandb: Any) -> Any:
+        settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+        mode = os.environ.get("WANDB_MODE")
+        if not mode and not wandb.api.api_key:
+            log.info(f"wandb: no credentials, so the run is recorded offline in {self._settings['dir']}/wandb")
+            mode = "offline"
+        try:
+            return wandb.init(**self._settings, mode=mode, settings=settings)
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            log.warning(f"wandb could not start ({error}); recording offline in {self._settings['dir']}/wandb")
+            return wandb.init(**self._settings, mode="offline", settings=settings)
