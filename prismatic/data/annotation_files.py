@@ -1,0 +1,192 @@
+"""Annotation files to raw rows: JSON, JSON lines, YAML mixtures (LLaVA-NeXT), dataset_info.json (LLaMA-Factory).
+
+Owns files and their sampling; what a row means is the business of `schemas.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_COMPONENTS = '--dataset.finetune_stage_components \'["annotations.json", "media_folder"]\''
+
+
+class AnnotationError(ValueError):
+    """An annotation file or one of its rows cannot be used. The text names the file, and the row when there is one."""
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as it stands in its file, and the column and tag names of a dataset_info.json.
+
+    source: file and row, counted from 1, for error texts. number: its place in the file, from 0.
+    """
+
+    value: Any
+    source: str
+    number: int
+    columns: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def read_rows(path: Path, seed: int) -> Iterator[RawRow]:
+    """All rows of an annotation file, in order; `seed` draws the `random:N` shares of a mixture.
+
+    `dataset_info.json#NAME` is one entry of such a file. Raises AnnotationError.
+    """
+    name, _, entry = str(path).partition("#") if not path.exists() else (str(path), "", "")
+    path = Path(name)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        for part, strategy in _mixture(path):
+            rows = list(read_rows(part, seed))
+            yield from sample_rows(rows, strategy, f"{seed}:{part.name}", path)
+        return
+    content = _parse(path)
+    if isinstance(content, dict) and _is_dataset_info(content):
+        yield from _dataset_info_rows(path, content, entry, seed)
+        return
+    if not isinstance(content, list):
+        raise AnnotationError(f"{path}: expected a list of rows, got {_kind(content)}")
+    if not content:
+        raise AnnotationError(f"{path}: the list of rows is empty")
+    for number, value in enumerate(content):
+        yield RawRow(value, f"{path}, row {number + 1}", number)
+
+
+def sample_rows(rows: list[RawRow], strategy: str, seed: str, path: Path) -> list[RawRow]:
+    """The share of `rows` that a mixture asks for: all, first:N[%], end:N[%], random:N[%] (kept in order).
+
+    Raises AnnotationError when the strategy is not one of these.
+    """
+    if strategy == "all":
+        return rows
+    match = re.fullmatch(r"(first|end|random):(\d+(?:\.\d+)?)(%?)", strategy)
+    if not match or (not match[3] and "." in match[2]):
+        raise AnnotationError(
+            f"{path}: sampling_strategy '{strategy}' is not one of all, first:N, end:N, random:N (N a count, or N% )"
+        )
+    count = math.ceil(len(rows) * float(match[2]) / 100) if match[3] else int(match[2])
+    count = min(count, len(rows))
+    if match[1] == "first":
+        return rows[:count]
+    if match[1] == "end":
+        return rows[len(rows) - count :]
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
+    return [rows[index] for index in chosen]
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise AnnotationError(f"annotation file {path} is a folder; pass {_COMPONENTS}")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise AnnotationError(
+            f"annotation file {path} does not exist; pass {_COMPONENTS}, or make the files of a known dataset with "
+            "`python scripts/preprocess.py --dataset_id ID`"
+        ) from error
+    except OSError as error:
+        raise AnnotationError(f"annotation file {path} cannot be read: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"annotation file {path} is not UTF-8 text: {error}") from error
+    if not text.strip():
+        raise AnnotationError(f"annotation file {path} is empty")
+    return text
+
+
+def _is_lines(path: Path) -> bool:
+    return path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _parse(path: Path) -> Any:
+    """A JSON document, or the list of the lines' values; which of both is seen from the content where the name lies."""
+    text = _read_text(path)
+    if _is_lines(path) and not text.lstrip().startswith("["):
+        return _parse_lines(path, text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _parse_lines(path, text)
+        raise AnnotationError(
+            f"annotation file {path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+
+
+def _parse_lines(path: Path, text: str) -> list[Any]:
+    values = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise AnnotationError(
+                f"annotation file {path} is not JSON lines: {error.msg} at line {number}, column {error.colno}"
+            ) from error
+    return values
+
+
+def _mixture(path: Path) -> list[tuple[Path, str]]:
+    """(file, sampling strategy) of each part of a YAML mixture; files are relative to the YAML's folder."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        raise AnnotationError(f"mixture {path} is not YAML: {error}") from error
+    parts = content.get("datasets") if isinstance(content, dict) else None
+    if not isinstance(parts, list) or not parts:
+        raise AnnotationError(f"mixture {path}: expected `datasets:` with a list of entries, each with a json_path")
+    out: list[tuple[Path, str]] = []
+    for number, part in enumerate(parts, start=1):
+        if not isinstance(part, dict) or not isinstance(part.get("json_path"), str):
+            raise AnnotationError(f"mixture {path}, entry {number}: expected a json_path, got {part!r}")
+        strategy = str(part.get("sampling_strategy", "all"))
+        out += [(path.parent / name, strategy) for name in _braces(part["json_path"])]
+    return out
+
+
+def _braces(pattern: str) -> list[str]:
+    """`a{b,c}d` as the shell expands it: abd, acd."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
+        return [pattern]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [name for middle in match[1].split(",") for name in _braces(f"{before}{middle.strip()}{after}")]
+
+
+def _is_dataset_info(content: dict[str, Any]) -> bool:
+    return (
+        bool(content)
+        and all(isinstance(v, dict) for v in content.values())
+        and any("file_name" in v for v in content.values())
+    )
+
+
+def _dataset_info_rows(path: Path, content: dict[str, Any], entry: str, seed: int) -> Iterator[RawRow]:
+    names = [name for name, value in content.items() if "file_name" in value]
+    if not entry and len(names) == 1:
+        entry = names[0]
+    if entry not in names:
+        raise AnnotationError(
+            f"{path} describes {len(names)} files ({', '.join(names[:8])}); choose one as {path}#{names[0]}"
+        )
+    info = content[entry]
+    if info.get("formatting", "sharegpt") != "sharegpt":
+        raise AnnotationError(f"{path}, '{entry}': formatting '{info['formatting']}' is not read, only sharegpt")
+    columns, tags = info.get("columns") or {}, info.get("tags") or {}
+    for row in read_rows(path.parent / info["file_name"], seed):
+        yield RawRow(row.value, row.source, row.number, columns, tags)
+
+
+def _kind(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), repr(value))

@@ -1,0 +1,206 @@
+"""Records to Examples: what a training process asks a dataset for, and what happens to a broken sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from prismatic.data.annotations import check_media
+from prismatic.data.media import MediaReader
+from prismatic.data.tokenize import Tokenized, tokenize_chat
+from prismatic.prompting import ChatTemplate
+from prismatic.types import IGNORE_INDEX, Example, Record, Skip
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ClipDataset", "ContextError", "MediaReader", "Position", "SampleError"]
+
+log = logging.getLogger(__name__)
+
+MAX_REPLACEMENTS = 16
+CHECKED_ROWS = 256
+_MEASURED_ROWS = 50_000  # among which the longest are looked for at start-up; about a second
+_SHOWN = 5
+_CHARS_PER_TOKEN = 4  # of English in a vocabulary of 32 000 and more; only used to guess lengths
+
+
+class Position(NamedTuple):
+    """A place in the data order. counted: False for a filler, which keeps ranks in step and teaches nothing."""
+
+    epoch: int
+    index: int
+    counted: bool = True
+
+
+class SampleError(ValueError):
+    """A sample cannot be used; the text names file, row and reason."""
+
+
+class ContextError(ValueError):
+    """Visual and text tokens together exceed the context of the LLM."""
+
+
+@dataclass(eq=False)
+class ClipDataset(Dataset[Example]):
+    """Examples by Position. What a position gives depends on (seed, epoch, index) alone, in every process.
+
+    records_by_epoch: rows of each epoch, in turn (several files: one clustering an epoch); one entry serves all epochs.
+    tokens_per_clip: visual tokens N of a clip of T frames. max_length: longest text in tokens. context_length: places
+    that the LLM has, None for no bound. on_error: "raise" stops at a broken sample, "skip" replaces it by another one
+    and says so in Example.skipped. train: False draws the same frames in every epoch.
+    """
+
+    records_by_epoch: Sequence[Sequence[Record]]
+    read: MediaReader
+    template: ChatTemplate
+    tokenizer: PreTrainedTokenizerBase
+    layout: str
+    max_length: int
+    tokens_per_clip: Callable[[int], int]
+    context_length: int | None = None
+    seed: int = 0
+    on_error: Literal["raise", "skip"] = "raise"
+    train: bool = True
+
+    def __post_init__(self) -> None:
+        self.template = self.template.for_tokenizer(self.tokenizer)
+
+    def num_examples(self, epoch: int) -> int:
+        """Rows of an epoch."""
+        return len(self._records(epoch))
+
+    def __getitem__(self, position: Position) -> Example:
+        """The example at a position; a filler has two tokens, no frames and no labels.
+
+        Raises SampleError for a broken sample (on_error "raise"), or when no replacement is whole either.
+        """
+        if not position.counted:
+            return self._filler()
+        skipped: list[Skip] = []
+        index = position.index
+        for attempt in range(MAX_REPLACEMENTS + 1):
+            record = self._records(position.epoch)[index]
+            try:
+                return replace(self._example(record, position.epoch, index), skipped=tuple(skipped))
+            except (ValueError, OSError) as error:
+                if self.on_error == "raise":
+                    raise SampleError(
+                        f"{record.source}: {error} (--dataset.on_error skip leaves such samples out)"
+                    ) from error
+                skipped.append(Skip(record.id, record.source, str(error), position.epoch, index))
+            index = self._replacement(position, attempt)
+        raise SampleError(
+            f"{skipped[0].source}: {skipped[0].reason}; {MAX_REPLACEMENTS} others in its place are broken too"
+        )
+
+    def length(self, index: int, epoch: int = 0) -> int:
+        """About how many positions an example takes, from its row alone: visual tokens are counted, text is guessed."""
+        record = self._records(epoch)[index]
+        text = sum(len(turn.text) for turn in record.turns) // _CHARS_PER_TOKEN + 1
+        return sum(self._media_tokens(record)) + min(text, self.max_length)
+
+    def check(self, limit: int | None = CHECKED_ROWS) -> None:
+        """Look at rows before anything is trained: context, labels left, placeholders, whether the media exist.
+
+        Takes the longest rows and rows spread evenly over each epoch, `limit` in all (None: every row). Raises
+        SampleError that names rows and reasons: with on_error "raise" when one is broken, with "skip" when all are.
+        """
+        broken: list[str] = []
+        cut = looked_at = 0
+        for record in self._rows_to_check(limit):
+            looked_at += 1
+            try:
+                cut += self._tokenized(record, self._media_tokens(record)).cut > 0
+            except ValueError as error:
+                broken.append(f"{record.source}: {error}")
+                continue
+            broken += check_media([record])[:1]
+        if cut:
+            log.warning(
+                "%d of %d rows looked at have a text longer than --model.llm_max_length %d; its end is cut off",
+                *(cut, looked_at, self.max_length),
+            )
+        if broken and (self.on_error == "raise" or len(broken) == looked_at):
+            more = f"\n  and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+            raise SampleError(
+                f"{len(broken)} of {looked_at} rows looked at are broken "
+                f"(--dataset.on_error skip leaves such samples out):\n  " + "\n  ".join(broken[:_SHOWN]) + more
+            )
+        if broken:
+            log.warning("%d of %d rows looked at are broken and will be skipped: %s", len(broken), looked_at, broken[0])
+
+    def _rows_to_check(self, limit: int | None) -> Iterator[Record]:
+        for epoch, records in enumerate(self.records_by_epoch):
+            if limit is None:
+                yield from records
+                continue
+            share = max(2, limit // len(self.records_by_epoch))
+            longest = sorted(_spread(len(records), _MEASURED_ROWS), key=lambda i: -self.length(i, epoch))[: share // 8]
+            yield from (records[index] for index in sorted({*_spread(len(records), share), *longest}))
+
+    def _records(self, epoch: int) -> Sequence[Record]:
+        return self.records_by_epoch[epoch % len(self.records_by_epoch)]
+
+    def _media_tokens(self, record: Record) -> list[int]:
+        return [self.tokens_per_clip(self.read.count(medium)) for medium in record.media]
+
+    def _example(self, record: Record, epoch: int, index: int) -> Example:
+        rng = np.random.default_rng([self.seed % 2**32, epoch if self.train else 0, index])
+        clips = [self.read.read(medium, rng) for medium in record.media]
+        counts = tuple(len(clip) for clip in clips)
+        tokens = self._tokenized(record, [self.tokens_per_clip(count) for count in counts])
+        side = self.read.image_spec.resolution
+        return Example(
+            id=record.id,
+            input_ids=torch.tensor(tokens.input_ids, dtype=torch.int64),
+            labels=torch.tensor(tokens.labels, dtype=torch.int64),
+            frames=torch.cat(clips) if clips else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            frames_per_medium=counts,
+        )
+
+    def _tokenized(self, record: Record, media_tokens: Sequence[int]) -> Tokenized:
+        """Raises ContextError, ZeroLabelsError or ValueError."""
+        tokens = tokenize_chat(
+            record.turns,
+            media_tokens,
+            template=self.template,
+            tokenizer=self.tokenizer,
+            layout=self.layout,
+            max_length=self.max_length,
+        )
+        total, visual = len(tokens.input_ids), sum(media_tokens)
+        if self.context_length is not None and total > self.context_length:
+            raise ContextError(
+                f"{visual} visual tokens ({len(media_tokens)} clips, --model.num_frames {self.read.num_frames}) + "
+                f"{total - visual} text tokens = {total} exceed the LLM's context of {self.context_length}; lower "
+                "--model.num_frames, use --model.frame_aggregator mean, lower --model.llm_max_length, or stretch the "
+                "context with --model.rope_scaling_factor"
+            )
+        return tokens
+
+    def _replacement(self, position: Position, attempt: int) -> int:
+        rng = np.random.default_rng([self.seed % 2**32, position.epoch, position.index, attempt + 1])
+        return int(rng.integers(self.num_examples(position.epoch)))
+
+    def _filler(self) -> Example:
+        side = self.read.image_spec.resolution
+        token = next(t for t in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0) if t is not None)
+        return Example(
+            id="",
+            input_ids=torch.full((2,), token, dtype=torch.int64),
+            labels=torch.full((2,), IGNORE_INDEX, dtype=torch.int64),
+            frames=torch.empty((0, 3, side, side), dtype=torch.uint8),
+            frames_per_medium=(),
+        )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, evenly apart, first and last among them."""
+    return sorted(set(np.linspace(0, total - 1, min(total, count)).astype(int).tolist()))

@@ -1,0 +1,123 @@
+"""Media paths of annotation rows: joined to the media folder, and never outside it.
+
+Rows are other people's data, so a path may try to leave the folder: by `..`, as an absolute path, through a link, as a
+URL. Each folder is looked at once (links in it, where it really lies); no file is looked at by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from prismatic.video.decode import is_video
+
+# A path of only such characters, without `..`, needs no normalizing. Most rows of most files have one.
+_PLAIN = re.compile(r"[\w\-+=,@()\[\]&'!#%~. /]+", re.ASCII)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://|data:|file:")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+class MediaPathError(ValueError):
+    """A path that may not be read. The text says why, without file and row."""
+
+
+class MediaRoot:
+    """The folder that all media of an annotation file lie in; need not exist yet."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(root)
+        self._real = os.path.realpath(self.root)
+        self._links: dict[str, frozenset[str]] = {}  # folder -> names of the links in it
+        self._videos: dict[str, str] | None = None
+
+    def resolve(self, path: str) -> str:
+        """Absolute path of a medium. Raises MediaPathError when it is no path, or lies outside the folder."""
+        if not isinstance(path, str) or not _PLAIN.fullmatch(path) or ".." in path or "//" in path or path[0] == "/":
+            path = self._normalize(path)
+        full = f"{self.root}/{path}"
+        folder, _, name = full.rpartition("/")
+        links = self._links.get(folder)
+        if links is None:
+            links = self._links[folder] = self._look_at(folder, path)
+        if name in links and not self._holds(os.path.realpath(full)):
+            raise self._outside(path, f"a link to {os.path.realpath(full)}")
+        return full
+
+    def find_video(self, stem: str) -> str:
+        """The video `stem` with any video extension, anywhere below the folder.
+
+        Gives `stem`.mp4 when there is none, so that the file is reported as missing where it would be read.
+        """
+        if is_video(stem):
+            return self.resolve(stem)
+        if self._videos is None:
+            self._videos = dict(self._walk())
+        return self.resolve(self._videos.get(stem, f"{stem}.mp4"))
+
+    def _walk(self) -> Iterator[tuple[str, str]]:
+        """(name without extension, path below the root) of all videos; of two of one name the first in order wins."""
+        found = []
+        for folder, _, names in os.walk(self._real):
+            inside = os.path.relpath(folder, self._real)
+            found += [
+                (name.rpartition(".")[0], os.path.normpath(f"{inside}/{name}")) for name in names if is_video(name)
+            ]
+        return iter(sorted(found, reverse=True))
+
+    def _normalize(self, path: str) -> str:
+        if not isinstance(path, str) or not path.strip():
+            raise MediaPathError(f"a media path must be a text that is not empty, got {path!r}")
+        if "\0" in path:
+            raise MediaPathError(f"media path {path!r} holds a NUL character")
+        if _URL.match(path):
+            raise MediaPathError(f"media path {path!r} is a URL; download it below {self.root} and name the file")
+        if _DRIVE.match(path):
+            raise MediaPathError(f"media path {path!r} is absolute on another system; make it relative to {self.root}")
+        full = os.path.normpath(os.path.join(self.root, path))
+        if os.path.isabs(path) and not _is_below(full, self.root) and _is_below(full, self._real):
+            full = os.path.join(self.root, os.path.relpath(full, self._real))
+        if not _is_below(full, self.root):
+            raise self._outside(path, "an absolute path" if os.path.isabs(path) else "'..'")
+        return os.path.relpath(full, self.root)
+
+    def _look_at(self, folder: str, path: str) -> frozenset[str]:
+        real = os.path.realpath(folder)
+        if not self._holds(real):
+            raise self._outside(path, f"a link to {real}")
+        try:
+            with os.scandir(real) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_symlink())
+        except OSError:  # no such folder: its files are reported as missing where they would be read
+            return frozenset()
+
+    def _holds(self, real: str) -> bool:
+        return real == self._real or _is_below(real, self._real)
+
+    def _outside(self, path: str, how: str) -> MediaPathError:
+        return MediaPathError(
+            f"media path {path!r} leaves the media folder {self.root} ({how}); paths are relative to that folder, the "
+            "second part of --dataset.finetune_stage_components (or align_stage_components)"
+        )
+
+
+def kind_of(path: str) -> str:
+    """ "video" or "image", by the extension; a path without a known one is a video when it is a folder of frames."""
+    extension = os.path.splitext(path)[1].lower()
+    if _is_video_extension(extension):
+        return "video"
+    return "video" if extension not in _IMAGES and Path(path).is_dir() else "image"
+
+
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@cache
+def _is_video_extension(extension: str) -> bool:
+    return is_video(f"x{extension}")
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
