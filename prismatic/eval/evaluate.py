@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from prismatic.conf.run import EvaluateConfig
 from prismatic.data.annotations import load_records
-from prismatic.data.dataset import MediaReader
+from prismatic.data.media import MediaReader
 from prismatic.eval.metrics import METRICS
 from prismatic.eval.report import find_run_dir, write_report
 from prismatic.eval.rows import Question, Read, media_as_json, read_batches, shown_question, with_num_frames

@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        frames = self.metrics["num_frames"]
+        frames = self.metrics.get("num_frames")
         return f"{frames} frames a video" if frames != 1 else "1 frame a video"
 
 

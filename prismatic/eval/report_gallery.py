@@ -56,7 +56,7 @@ class Card:
     truth: list[Span]
     right: bool
     compared: list[Compared]
-    others: list[tuple[str, str]]
+    others: list[tuple[str, list[Span]]]
     pictures: list[Picture]
     problem: str
 
@@ -88,7 +88,7 @@ def cards(
             truth=truth,
             right=_is_right(row),
             compared=compared,
-            others=[(label, answers[row["id"]]) for label, answers in by_id if row["id"] in answers],
+            others=[(label, difference(a[row["id"]], row["reference"])[0]) for label, a in by_id if row["id"] in a],
             pictures=pictures,
             problem=problem,
         )

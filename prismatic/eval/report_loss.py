@@ -41,6 +41,7 @@ def loss_svg(loss: Series, validation: Series) -> str:
     """An <svg> element: the loss of each step, its moving mean, and the validation loss. `loss` is not empty."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     steps, values = np.array(loss.steps), np.array(loss.values)
     mean = moving_mean(values, max(1, int(len(values) * WINDOW_SHARE)))
@@ -59,6 +60,7 @@ def loss_svg(loss: Series, validation: Series) -> str:
         positive = every[np.isfinite(every) & (every > 0)]
         if len(positive) and positive.max() / positive.min() > LOG_SCALE_FROM:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
         axes.set_xlabel("step", color=_INK)
         axes.tick_params(colors=_INK, length=3, width=0.6, which="both")
         axes.grid(color=_FAINT, linewidth=0.5, alpha=0.6)

@@ -87,7 +87,7 @@ _MACROS = """
 <dl><dt>question</dt><dd>{{ card.question }}</dd>
 <dt>answer</dt><dd class="answer">{{ spans(card.answer) }}</dd>
 <dt>truth</dt><dd>{{ spans(card.truth) }}</dd>
-{% for label, answer in card.others %}<dt>{{ label }}</dt><dd>{{ answer or '(nothing)' }}</dd>{% endfor %}</dl>
+{% for label, answer in card.others %}<dt>{{ label }}</dt><dd>{{ spans(answer) }}</dd>{% endfor %}</dl>
 {% if card.compared %}<div class="chips">
 {% for c in card.compared %}{% if c.right %}<span class="chip good">&#10003; {{ c.name }}: {{ c.true }}</span>
 {% else %}<span class="chip bad">&#10007; {{ c.name }}: {{ c.said or 'not said' }}, true: {{ c.true }}</span>
@@ -119,7 +119,7 @@ colour. Nothing but the generated text is scored.</p><div class="card">{{ score_
 {% if scores %}<div class="card">{{ score_table(scores, 'score') }}</div>{% endif %}
 {% for e in evaluations %}{% if e.metrics.num_skipped %}<p class="note">{{ e.name }}: {{ e.metrics.num_skipped }} of \
 {{ e.metrics.num_rows }} rows could not be read and are not scored; skipped.jsonl lists them.</p>{% endif %}
-{% if e.metrics.unavailable %}<p class="note">{{ e.name }}: not measured:
+{% if e.metrics.get('unavailable') %}<p class="note">{{ e.name }}: not measured:
 {% for name, reason in e.metrics.unavailable.items() %}{{ name }} ({{ reason }}) {% endfor %}</p>{% endif %}{% endfor %}
 
 {% if gallery %}<h2>Held-out clips</h2>

@@ -119,7 +119,8 @@ def _read_journal(journal: Path) -> dict[str, Facts]:
                 continue
             try:
                 row = json.loads(line)
-                known[row.pop("path")] = Facts(**row)
+                path = row.pop("path")
+                known[path] = Facts(**row)
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
                 log.warning("%s, line %d cannot be read; that file is opened again", journal, number)
     return known
