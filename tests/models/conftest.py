@@ -15,10 +15,10 @@ FAMILIES = {
     "mistral": {"sliding_window": None},
     "mistral-sliding": {"sliding_window": 6},
     "phi3": {"pad_token_id": 0},
-    "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma": {"head_dim": 8, "tie_word_embeddings": False},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "tie_word_embeddings": False},
     "qwen3": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 6},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False},
 }
 
 
