@@ -72,7 +72,7 @@ def _check(path: str | os.PathLike[str], facts: FileFacts) -> None:
         raise refuse(path, DECODER, f"{facts.index.hidden} frames are hidden by an edit list, which it does not know")
     if facts.index.cut_short:
         raise refuse(path, DECODER, "the file is cut short, and it invents the frames that are missing")
-    if facts.codec == "h264" and not facts.index.closed:
+    if not facts.index.closed:
         raise refuse(path, DECODER, "its groups of pictures are open (frames after a keyframe need those before it)")
     if not facts.index.ordered:
         raise refuse(path, DECODER, "the container has no times of showing, by which its frames could be checked")

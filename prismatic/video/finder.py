@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from av.video.frame import PictureType
 
-from prismatic.video.packets import PacketIndex
+from prismatic.video.packets import Packed, PacketIndex
 from prismatic.video.walk import Walk
 
 if TYPE_CHECKING:
@@ -36,15 +37,18 @@ class FrameFinder:
         self._seekable = True
         self._at = -1  # number of the frame decoded last
         self._frame: VideoFrame | None = None
-        self._from_start = False  # whether every frame from the first on has passed, or could have
+        self._from_start = False  # whether decoding began at the file's start
+        self._unproved: Packed | None = None  # the keyframe sought to, until its picture has come out whole
 
     def trim(self) -> VideoFrame | None:
         """Take the frames from the index that the decoder will not show: a stream's torn head, a file's torn tail.
 
-        Only the head is decoded, up to its first frame, and for a file cut short what follows its last keyframe.
-        Returns the first frame (None when there is none) and stands at it.
+        Only the head is decoded, up to its first frame; for a file cut short also what follows its last keyframe; the
+        whole file only when it is torn and its frames must be counted. Returns the first frame and stands at it, or
+        None when there is none.
         """
-        if self.index.cut_short and len(self.index):
+        torn = self.index.cut_short or (self.index.torn_head and not self._by_time)
+        if torn and len(self.index):
             self._trim_tail()
         self._rewind()
         frame = self._walk.next()
@@ -59,17 +63,23 @@ class FrameFinder:
     def _trim_tail(self) -> None:
         numbers = np.arange(len(self.index))
         key = self.index.key_before(len(self.index) - 1) if self._by_time else None
-        if key is None or not self._walk.seek(key):
+        frames = self._rest() if key is not None and self._walk.seek(key) else []
+        if key is None or (key.pts, True) not in frames:
             self._walk.rewind(self.index.first)
-            key = None
-        ticks = []
-        while (frame := self._walk.next()) is not None:
-            ticks.append(frame.pts)
+            frames, key = self._rest(), None
+        ticks = [pts for pts, _ in frames]
         if self._by_time and None not in ticks:
             safe = numbers < (key.rank if key is not None else 0)
             self.index = self.index.keep(safe | np.isin(self.index.ticks, ticks))
-        elif key is None:
+        else:
             self.index = self.index.keep(numbers < len(ticks))
+
+    def _rest(self) -> list[tuple[int | None, bool]]:
+        """Time of each frame from here to the end, and whether it needs no other. The pictures are let go."""
+        rest = []
+        while (frame := self._walk.next()) is not None:
+            rest.append((frame.pts, _is_intra(frame)))
+        return rest
 
     def find(self, number: int, wanted: set[int]) -> VideoFrame | None:
         """Frame `number`, or None when the decoder does not show it even when it decodes the whole file.
@@ -78,7 +88,9 @@ class FrameFinder:
         """
         if self._at == number and self._frame is not None:
             return self._frame
-        ticks = {int(self.index.ticks[n]) for n in wanted} if self._by_time else None
+        # In a torn file nothing is left out: how the decoder patches a torn picture depends on all before it.
+        skipping = self._by_time and not self.index.cut_short
+        ticks = {int(self.index.ticks[n]) for n in wanted} if skipping else None
         self._approach(number)
         frame = self._advance(number, ticks)
         if frame is None and self._by_time and not self._from_start:
@@ -98,7 +110,7 @@ class FrameFinder:
 
     def _rewind(self) -> None:
         self._walk.rewind(self.index.first)
-        self._at, self._frame, self._from_start = -1, None, True
+        self._at, self._frame, self._from_start, self._unproved = -1, None, True, None
 
     def _approach(self, number: int) -> None:
         """Stand anywhere before frame `number` from where it can be decoded, as near as is worth it."""
@@ -109,17 +121,24 @@ class FrameFinder:
                 self._rewind()
         elif self._walk.seek(key):
             self._at, self._frame, self._from_start = -1, None, False
+            self._unproved = key if self.index.shows(key) else None
         else:
             self._seekable = False
             self._rewind()
 
     def _advance(self, number: int, ticks: set[int] | None) -> VideoFrame | None:
         """Decode up to frame `number`; None when it does not come, or comes damaged after a seek."""
+        if ticks is not None and self._unproved is not None:
+            ticks = ticks | {self._unproved.pts}
         needed = None if ticks is None else _has_time(ticks)
         while (frame := self._walk.next(needed)) is not None:
             if not self._stand_at(frame):
                 self._by_time = False
                 return None
+            if self._unproved is not None and frame.pts >= self._unproved.pts:
+                if frame.pts > self._unproved.pts or not _is_intra(frame):
+                    return None
+                self._unproved = None
             if self._at >= number:
                 good = self._at == number and (self._from_start or not frame.is_corrupt)
                 return frame if good else None
@@ -135,6 +154,12 @@ class FrameFinder:
             return False
         self._at, self._frame = rank, frame
         return True
+
+
+def _is_intra(frame: VideoFrame) -> bool:
+    """False for a picture that needs others. A gradual refresh marks such pictures as keyframes: decoding that starts
+    there gives wrong pictures, which the decoder does not tell."""
+    return frame.pict_type in (PictureType.NONE, PictureType.I)
 
 
 def _has_time(ticks: set[int]) -> Callable[[Packet], bool]:

@@ -47,7 +47,8 @@ class PacketIndex:
         ordered: a decoded frame can be known by its time, because every packet has a time of its own that agrees with
             the order of showing. Otherwise (AVI with B-frames) frames can only be counted from the start.
         closed: no frame stored after a keyframe is shown before it, so what follows a keyframe needs nothing before it.
-        cut_short: the file ends before its header says, or in the middle of a packet.
+        torn_head: the file does not begin with a keyframe.
+        cut_short: the file ends in the middle of a packet, or cannot be read to its end.
         hidden: number of packets that are decoded and not shown (an edit list, alternate references).
         last_ticks: how long the last frame lasts, 0 when unknown.
     """
@@ -57,6 +58,7 @@ class PacketIndex:
     first: Packed | None
     ordered: bool
     closed: bool
+    torn_head: bool
     cut_short: bool
     hidden: int
     last_ticks: int
@@ -68,6 +70,10 @@ class PacketIndex:
         """The last keyframe from which frame `rank` can be decoded, or None for the start of the file."""
         place = bisect_right(self.keys, rank, key=lambda key: key.rank) - 1
         return self.keys[place] if place >= 0 else None
+
+    def shows(self, packed: Packed) -> bool:
+        """Whether a packet's picture is one of the shown frames (and not one hidden by an edit list)."""
+        return packed.rank < len(self) and int(self.ticks[packed.rank]) == packed.pts
 
     def keep(self, shown: np.ndarray) -> PacketIndex:
         """The index of the frames for which bool `shown` [len] holds."""
@@ -106,7 +112,9 @@ def read_packets(container: InputContainer, stream: VideoStream) -> PacketIndex:
             torn = packet.is_corrupt
     except AV_ERRORS:
         torn = True
-    return _build(rows, stream, torn)
+    # A transport stream does not say how long a packet should be; it is made of blocks of one of these sizes.
+    blocks = (188, 192, 204) if container.format.name == "mpegts" else (1,)
+    return _build(rows, stream, torn or all(container.size % block for block in blocks))
 
 
 def _build(rows: list[_Row], stream: VideoStream, torn: bool) -> PacketIndex:
@@ -126,8 +134,8 @@ def _build(rows: list[_Row], stream: VideoStream, torn: bool) -> PacketIndex:
         first=Packed(0, rows[0].pts, rows[0].size) if ordered and rows and rows[0].pts != NO_TIME else None,
         ordered=ordered,
         closed=_is_closed(rows),
-        # A header may promise frames that no packet brings; hidden packets may be missing without harm.
-        cut_short=torn or (not hidden and stream.frames > len(rows)),
+        torn_head=bool(rows) and not rows[0].is_key,
+        cut_short=torn,
         hidden=hidden,
         last_ticks=rows[-1].duration if rows else 0,
     )

@@ -69,9 +69,10 @@ class Walk:
         if self.stream.codec_context is None:
             self.close()
             raise MediaError(self._path, DECODER, "its codec is unknown")
+        discard = getattr(av.stream, "Discard", None)  # since PyAV 18; without it audio is read and thrown away
         for other in self._container.streams:
-            if other.index != self.stream.index:
-                other.discard = "all"
+            if discard is not None and other.index != self.stream.index:
+                other.discard = discard.all
         # Frame threads, not slices: a damaged slice is then concealed as in a single thread.
         self.stream.codec_context.thread_type = "NONE" if self._threads == 1 else "AUTO"
         self.stream.codec_context.thread_count = self._threads
