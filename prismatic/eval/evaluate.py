@@ -20,6 +20,8 @@ from prismatic.eval.report import find_run_dir, write_report
 from prismatic.eval.rows import Question, Read, media_as_json, read_batches, shown_question, with_num_frames
 from prismatic.eval.tasks import TASKS, Answerer, Row
 from prismatic.types import Record, Skip
+from prismatic.video.decode import DECODERS
+from prismatic.video.sampling import SAMPLERS
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     """
     cfg.dataset.validate()
     task = TASKS.get(cfg.task)
+    SAMPLERS.get(cfg.dataset.sampler)
+    DECODERS.get(cfg.dataset.decoder)
     if cfg.dataset.metric:
         METRICS.get(cfg.dataset.metric)
     if not cfg.model_path:

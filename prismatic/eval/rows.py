@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from prismatic.types import Medium, Record, Skip
-from prismatic.video.clip import MediaError
 
 Read = Callable[[Medium, np.random.Generator], torch.Tensor]
-"""(medium, randomness) -> uint8 [T, 3, R, R]; raises MediaError."""
+"""(medium, randomness) -> uint8 [T, 3, R, R]; raises ValueError or OSError when the file cannot give them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def read_batches(
         rng = np.random.default_rng([seed, index])
         try:
             clips = tuple(read(medium, rng) for medium in record.media)
-        except MediaError as error:
+        except (ValueError, OSError) as error:
             return Skip(record.id, record.source, str(error), epoch=0, index=index)
         return Question(record, text, reference, clips)
 
