@@ -6,7 +6,7 @@ frame when that lies ahead; frames that nothing refers to and nobody asked for a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,11 +34,15 @@ class FrameFinder:
         self.index = index
         self._walk = walk
         self._by_time = index.ordered
-        self._seekable = True
-        self._at = -1  # number of the frame decoded last
+        self._whole = False  # whether the file must be decoded from its start, frame by frame
+        self._wanted: set[int] = set()  # ticks of the frames of the plan
+        # Where decoding stands, and how it came there:
+        self._at = -1  # number of the frame that came last
         self._frame: VideoFrame | None = None
-        self._from_start = False  # whether decoding began at the file's start
+        self._from_start = True
         self._unproved: Packed | None = None  # the keyframe sought to, until its picture has come out whole
+        self._leaving_out = False  # whether frames out of the plan are not decoded
+        self._onward = False  # whether all that is ahead can still be decoded from here
 
     def trim(self) -> VideoFrame | None:
         """Take the frames from the index that the decoder will not show: a stream's torn head, a file's torn tail.
@@ -58,7 +62,11 @@ class FrameFinder:
             self.index = self.index.keep(self.index.ticks >= frame.pts)
         if not len(self.index):
             return None
-        return frame if self._stand_at(frame) else self.find(0, {0})
+        if self._stand_at(frame):
+            return frame
+        self._by_time = False
+        self.plan([0])
+        return self.find(0)
 
     def _trim_tail(self) -> None:
         numbers = np.arange(len(self.index))
@@ -81,27 +89,27 @@ class FrameFinder:
             rest.append((frame.pts, _is_intra(frame)))
         return rest
 
-    def find(self, number: int, wanted: set[int]) -> VideoFrame | None:
-        """Frame `number`, or None when the decoder does not show it even when it decodes the whole file.
+    def plan(self, numbers: Iterable[int]) -> None:
+        """Say which frames `find` will be called for next; those in between need not be decoded for themselves."""
+        # Packets that the decoder has read ahead may have been left out because the last plan did not want them.
+        self._onward = not self._leaving_out
+        self._wanted = {int(self.index.ticks[number]) for number in numbers}
 
-        wanted: numbers of all frames that will be asked for in this run, this one included.
-        """
+    def find(self, number: int) -> VideoFrame | None:
+        """Frame `number` of the plan, or None when it does not appear even if the whole file is decoded."""
         if self._at == number and self._frame is not None:
             return self._frame
-        # In a torn file nothing is left out: how the decoder patches a torn picture depends on all before it.
-        skipping = self._by_time and not self.index.cut_short
-        ticks = {int(self.index.ticks[n]) for n in wanted} if skipping else None
         self._approach(number)
-        frame = self._advance(number, ticks)
-        if frame is None and self._by_time and not self._from_start:
-            # A keyframe that is none (gradual refresh, a mark that lies): such a file is decoded from its start.
-            self._seekable = False
+        frame = self._advance(number)
+        if frame is None and self._by_time and (self._leaving_out or not self._from_start):
+            # A keyframe that is none (gradual refresh, a mark that lies): such a file is decoded whole.
+            self._whole = True
             self._rewind()
-            frame = self._advance(number, ticks)
+            frame = self._advance(number)
         if frame is None and self.index.ordered and not self._by_time:
             # The times turned out to lie on the way: count from the start.
             self._rewind()
-            frame = self._advance(number, None)
+            frame = self._advance(number)
         return frame
 
     def forget(self) -> None:
@@ -110,27 +118,30 @@ class FrameFinder:
 
     def _rewind(self) -> None:
         self._walk.rewind(self.index.first)
-        self._at, self._frame, self._from_start, self._unproved = -1, None, True, None
+        self._set_out(from_start=True, unproved=None)
+
+    def _set_out(self, *, from_start: bool, unproved: Packed | None) -> None:
+        self._at, self._frame, self._from_start, self._unproved = -1, None, from_start, unproved
+        self._onward, self._leaving_out = True, False
 
     def _approach(self, number: int) -> None:
         """Stand anywhere before frame `number` from where it can be decoded, as near as is worth it."""
-        standing = self._frame is not None and self._at < number
-        key = self.index.key_before(number) if self._by_time and self._seekable else None
+        standing = self._onward and self._at < number
+        key = self.index.key_before(number) if self._by_time and not self._whole else None
         if key is None or key.rank <= (self._at + _SEEK_COST if standing else 0):
             if not standing:
                 self._rewind()
         elif self._walk.seek(key):
-            self._at, self._frame, self._from_start = -1, None, False
-            self._unproved = key if self.index.shows(key) else None
+            self._set_out(from_start=False, unproved=key if self.index.shows(key) else None)
         else:
-            self._seekable = False
+            self._whole = True
             self._rewind()
 
-    def _advance(self, number: int, ticks: set[int] | None) -> VideoFrame | None:
+    def _advance(self, number: int) -> VideoFrame | None:
         """Decode up to frame `number`; None when it does not come, or comes damaged after a seek."""
-        if ticks is not None and self._unproved is not None:
-            ticks = ticks | {self._unproved.pts}
-        needed = None if ticks is None else _has_time(ticks)
+        # In a torn file nothing is left out: how the decoder patches a torn picture depends on all before it.
+        self._leaving_out = self._by_time and not self._whole and not self.index.cut_short
+        needed = self._is_needed if self._leaving_out else None
         while (frame := self._walk.next(needed)) is not None:
             if not self._stand_at(frame):
                 self._by_time = False
@@ -143,6 +154,10 @@ class FrameFinder:
                 good = self._at == number and (self._from_start or not frame.is_corrupt)
                 return frame if good else None
         return None
+
+    def _is_needed(self, packet: Packet) -> bool:
+        proof = self._unproved is not None and packet.pts == self._unproved.pts
+        return proof or packet.pts is None or packet.pts in self._wanted
 
     def _stand_at(self, frame: VideoFrame) -> bool:
         """Note that `frame` has been decoded; False when its time contradicts the index."""
@@ -160,10 +175,3 @@ def _is_intra(frame: VideoFrame) -> bool:
     """False for a picture that needs others. A gradual refresh marks such pictures as keyframes: decoding that starts
     there gives wrong pictures, which the decoder does not tell."""
     return frame.pict_type in (PictureType.NONE, PictureType.I)
-
-
-def _has_time(ticks: set[int]) -> Callable[[Packet], bool]:
-    def needed(packet: Packet) -> bool:
-        return packet.pts is None or packet.pts in ticks
-
-    return needed

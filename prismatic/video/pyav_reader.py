@@ -96,10 +96,10 @@ class PyAVClip(Clip):
         self._walk.close()
 
     def _read(self, indices: list[int]) -> Iterator[np.ndarray]:
-        wanted = set(indices)
+        self._finder.plan(indices)
         for index in indices:
             try:
-                frame = self._finder.find(index, wanted)
+                frame = self._finder.find(index)
             except AV_ERRORS as error:
                 raise explain(self.source, DECODER, error) from error
             if frame is None:
