@@ -93,7 +93,9 @@ def make_vlm(make_llm) -> Callable[..., torch.nn.Module]:
         torch.nn.init.normal_(vision.featurizer.pos_embed)
         return PrismaticVLM(
             vision,
-            build_aggregator(aggregator, vision_dim=24, num_patches=4, options={"heads": 2} if "-att" in aggregator else {}),
+            build_aggregator(
+                aggregator, vision_dim=24, num_patches=4, options={"heads": 2} if "-att" in aggregator else {}
+            ),
             build_projector("gelu-mlp", 24, 32, seed=5),
             parts,
             template=TEMPLATES.get(template),

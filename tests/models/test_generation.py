@@ -199,7 +199,9 @@ def test_clips_of_inline_prompts_stand_at_their_placeholders(make_vlm):
     one = prompt(vlm, "before <video> after <image> end")
     two = prompt(vlm, "<video> before after <image> end")
     a, b = clip(0), Image.fromarray(clip(1)[0])
-    assert vlm.score_choices([a, b], one, ["red", "blue"]) != pytest.approx(vlm.score_choices([a, b], two, ["red", "blue"]))
+    assert vlm.score_choices([a, b], one, ["red", "blue"]) != pytest.approx(
+        vlm.score_choices([a, b], two, ["red", "blue"])
+    )
     with pytest.raises(ValueError, match="2 <image>/<video> placeholders but 1 images or videos"):
         vlm.generate(a, one)
 
@@ -228,7 +230,9 @@ def test_context_overrun(make_vlm):
     vlm = make_vlm(context=64)
     text = prompt(vlm)
     length = 9 + len(vlm.llm_backbone.tokenizer(text)["input_ids"]) - 1
-    with pytest.raises(ValueError, match=rf"a prompt of {length} tokens .* and 60 more .* context of 64; lower max_new"):
+    with pytest.raises(
+        ValueError, match=rf"a prompt of {length} tokens .* and 60 more .* context of 64; lower max_new"
+    ):
         vlm.generate(clip(0), text, max_new_tokens=60)
     with pytest.raises(ValueError, match="context of 64"):
         vlm.generate(clip(0), prompt(vlm, "A red circle. " * 30))

@@ -51,7 +51,9 @@ def plain_loss(vlm, ids, labels, frames) -> float:
         text[0, ids == VISUAL_SLOT] = vlm.projector.projector(features.flatten(0, 1))
     logits = vlm.llm_backbone.llm(inputs_embeds=text).logits[0, :-1]
     wanted = labels[1:]
-    return float(-logits.detach().log_softmax(-1)[wanted != IGNORE_INDEX].gather(1, wanted[wanted != IGNORE_INDEX, None]).sum())
+    return float(
+        -logits.detach().log_softmax(-1)[wanted != IGNORE_INDEX].gather(1, wanted[wanted != IGNORE_INDEX, None]).sum()
+    )
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -59,7 +61,9 @@ def test_packed_padded_and_single_losses_are_one(make_vlm, tokenizer, family, ea
     if family == "gemma2" and not eager:
         pytest.skip("only eager attention")
     vlm = make_vlm(family, eager=eager)
-    examples = [example(i, T, text, 300, 3 + i) for i, (T, text) in enumerate([(1, 9), (3, 14), (0, 8), (2, 17), (0, 9)])]
+    examples = [
+        example(i, T, text, 300, 3 + i) for i, (T, text) in enumerate([(1, 9), (3, 14), (0, 8), (2, 17), (0, 9)])
+    ]
     with torch.no_grad():
         expected = sum(plain_loss(vlm, *e) for e in examples)
         one_row = vlm(rows_to_batch([examples], tokenizer.pad_token_id))

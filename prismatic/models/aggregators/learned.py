@@ -103,7 +103,9 @@ class Resampler(PerClip):
     def __init__(self, vision_dim: int, num_patches: int, tokens: int = 64, layers: int = 2, heads: int = 8) -> None:
         super().__init__()
         if not isinstance(tokens, int) or tokens < 1:
-            raise ValueError(f"--model.frame_aggregator_options: tokens must be a whole number from 1 on, got {tokens!r}")
+            raise ValueError(
+                f"--model.frame_aggregator_options: tokens must be a whole number from 1 on, got {tokens!r}"
+            )
         self.queries = nn.Parameter(torch.randn(tokens, vision_dim) * vision_dim**-0.5)
         self.attentions = nn.ModuleList(Attention(vision_dim, heads) for _ in range(layers))
         self.mlps = nn.ModuleList(

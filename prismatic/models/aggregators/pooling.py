@@ -72,11 +72,11 @@ class SpatialPool(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(stride, int) or stride < 1:
-            raise ValueError(f"--model.frame_aggregator_options: stride must be a whole number from 1 on, got {stride!r}")
-        if mode not in ("average", "max", "bilinear"):
             raise ValueError(
-                f"--model.frame_aggregator_options: mode must be average, max or bilinear, got {mode!r}"
+                f"--model.frame_aggregator_options: stride must be a whole number from 1 on, got {stride!r}"
             )
+        if mode not in ("average", "max", "bilinear"):
+            raise ValueError(f"--model.frame_aggregator_options: mode must be average, max or bilinear, got {mode!r}")
         grid_side(num_patches)
         self.stride, self.mode = stride, mode
 
@@ -110,7 +110,9 @@ class SpatioTemporalPool(PerClip):
     def __init__(self, vision_dim: int, num_patches: int, frames: int | None = None) -> None:
         super().__init__()
         if frames is not None and (not isinstance(frames, int) or frames < 1):
-            raise ValueError(f"--model.frame_aggregator_options: frames must be a whole number from 1 on, got {frames!r}")
+            raise ValueError(
+                f"--model.frame_aggregator_options: frames must be a whole number from 1 on, got {frames!r}"
+            )
         self.frames = frames
 
     def num_tokens(self, T: int, P: int) -> int:
@@ -118,7 +120,7 @@ class SpatioTemporalPool(PerClip):
         if self.frames is not None and T > self.frames:
             raise ValueError(
                 f"a clip of {T} frames is longer than st-pool's {self.frames}; lower --model.num_frames or raise "
-                '--model.frame_aggregator_options \'{"frames": ...}\''
+                "--model.frame_aggregator_options '{\"frames\": ...}'"
             )
         return (self.frames or T) + P
 
@@ -134,8 +136,9 @@ class TokenMerge(PerClip):
     """Similar features of a clip are merged, wherever and whenever they are: N = T min(P, tokens_per_frame).
 
     Bipartite soft matching (Bolya et al., "Token Merging", 2022) over the whole clip, so that a still background costs
-    few tokens and motion keeps many. A merged token is the mean of all features in it and stands where its earliest
-    one stood.
+    few tokens and motion keeps many. Each round splits the tokens in two halves, frames against frames or neighbours
+    against neighbours in turn, and merges the likest quarter across. A merged token is the mean of all features in it
+    and stands where its earliest one stood.
     """
 
     def __init__(self, vision_dim: int, num_patches: int, tokens_per_frame: int = 64) -> None:
@@ -157,25 +160,31 @@ class TokenMerge(PerClip):
         tokens = features.reshape(T * P, Dv).float()
         sizes = tokens.new_ones(len(tokens), 1)
         places = torch.arange(len(tokens), device=tokens.device)
-        while len(tokens) > self.num_tokens(T, P):
-            tokens, sizes, places = _merge(tokens, sizes, places, len(tokens) - self.num_tokens(T, P))
+        wanted, turns = self.num_tokens(T, P), (T - 1).bit_length() + 1
+        turn = 0
+        while len(tokens) > wanted:
+            if turn % turns < turns - 1:  # frames that differ in this bit of their number, in a chequered pattern
+                first = ((places // P >> turn % turns) + places % P) % 2 == 0
+            else:
+                first = torch.arange(len(tokens), device=tokens.device) % 2 == 0
+            if not first.all():
+                count = min(len(tokens) - wanted, len(tokens) // 4 + 1, int(first.sum()))
+                tokens, sizes, places = _merge(tokens, sizes, places, first, count)
+            turn += 1
         return tokens.to(features.dtype)
 
 
 def _merge(
-    tokens: torch.Tensor, sizes: torch.Tensor, places: torch.Tensor, excess: int
+    tokens: torch.Tensor, sizes: torch.Tensor, places: torch.Tensor, first: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One round: the `excess` (at most half) even tokens that are likest to an odd one are merged into it."""
+    """The `count` tokens of the first half that are likest to one of the other half are merged into it."""
+    a, b = first.nonzero()[:, 0], (~first).nonzero()[:, 0]
     unit = F.normalize(tokens.detach(), dim=-1)
-    likeness, partner = (unit[0::2] @ unit[1::2].T).max(dim=-1)  # [ceil(L / 2)] each
+    likeness, partner = (unit[a] @ unit[b].T).max(dim=-1)  # [len(a)] each
     order = likeness.argsort(descending=True, stable=True)
-    count = min(excess, len(tokens) // 2)
-    gone, kept = order[:count], order[count:].sort().values
-    into = partner[gone]
-    even_sizes, odd_sizes = sizes[0::2], sizes[1::2]
-    total = odd_sizes.index_add(0, into, even_sizes[gone])
-    merged = (tokens[1::2] * odd_sizes).index_add(0, into, tokens[0::2][gone] * even_sizes[gone]) / total
-    earliest = places[1::2].scatter_reduce(0, into, places[0::2][gone], reduce="amin")
-    new_places, back = torch.cat([places[0::2][kept], earliest]).sort(stable=True)
-    new_tokens = torch.cat([tokens[0::2][kept], merged])[back]
-    return new_tokens, torch.cat([even_sizes[kept], total])[back], new_places
+    gone, kept, into = a[order[:count]], a[order[count:]], partner[order[:count]]
+    total = sizes[b].index_add(0, into, sizes[gone])
+    merged = (tokens[b] * sizes[b]).index_add(0, into, tokens[gone] * sizes[gone]) / total
+    earliest = places[b].scatter_reduce(0, into, places[gone], reduce="amin")
+    new_places, back = torch.cat([places[kept], earliest]).sort()
+    return torch.cat([tokens[kept], merged])[back], torch.cat([sizes[kept], total])[back], new_places

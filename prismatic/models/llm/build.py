@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
+from prismatic.models.errors import first_line
 from prismatic.models.llm.hf_causal import HFCausalLM
 from prismatic.models.llm.tokenizer import ensure_pad_token, has_tokenizer, load_tokenizer, train_tokenizer
 from prismatic.models.llm.zoo import FLAG, LLMSpec, llm_spec
@@ -144,8 +145,10 @@ def _config(source: _Source) -> PretrainedConfig:
             if source.pretrained
             else "random weights need its configuration here: download the model once, or give a local folder"
         )
+        if "custom code" in str(error):
+            hint = "if you trust it, pass --model.trust_remote_code true"
         raise ValueError(
-            f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {error}; {hint}"
+            f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {first_line(error)}; {hint}"
         ) from error
 
 
@@ -162,9 +165,7 @@ def _tokenizer(
         # Weights will come from a checkpoint, which was trained with the published tokenizer.
         return load_tokenizer(source.spec.hf_path, {**source.options(), "local_files_only": False})
     if texts is None:
-        raise ValueError(
-            f"{FLAG} {source.llm_id} has no tokenizer here; name one, or give texts to train one on"
-        )
+        raise ValueError(f"{FLAG} {source.llm_id} has no tokenizer here; name one, or give texts to train one on")
     most = source.spec.vocab_size if source.from_shape else config.vocab_size
     tok = train_tokenizer(texts(), most)
     log.info("Trained a tokenizer of %d tokens", len(tok))
@@ -207,6 +208,6 @@ def _model(source: _Source, config: PretrainedConfig, seed: int) -> PreTrainedMo
             return build("eager")
     except OSError as error:
         raise ValueError(
-            f"{FLAG} {source.llm_id}: cannot load the weights of '{source.spec.hf_path}': {error}; check the network "
-            "and --hf_token, or build it with random weights: --model.pretrained_backbones false"
+            f"{FLAG} {source.llm_id}: cannot load the weights of '{source.spec.hf_path}': {first_line(error)}; "
+            "check the network and --hf_token, or build it with random weights: --model.pretrained_backbones false"
         ) from error

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismatic.models.errors import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -64,7 +66,7 @@ def load_tokenizer(source: str | Path, options: dict[str, Any]) -> PreTrainedTok
     try:
         return AutoTokenizer.from_pretrained(str(source), padding_side="right", **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the tokenizer of '{source}': {error}") from error
+        raise ValueError(f"cannot load the tokenizer of '{source}': {first_line(error)}") from error
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from prismatic.models.errors import first_line
 from prismatic.models.seeding import seeded
 from prismatic.models.vision.base import normalise
 from prismatic.types import ImageSpec
@@ -114,7 +115,7 @@ class FastViTHDSpec:
             folder = snapshot_download(self.repo, allow_patterns=["*.safetensors"])
         except OSError as error:
             raise ValueError(
-                f"cannot get the weights of FastViT-HD from '{self.repo}': {error}; check the network, or build it "
-                "with random weights: --model.pretrained_backbones false"
+                f"cannot get the weights of FastViT-HD from '{self.repo}': {first_line(error)}; "
+                "check the network, or build it with random weights: --model.pretrained_backbones false"
             ) from error
         return sorted(str(path) for path in Path(folder).glob("*.safetensors"))

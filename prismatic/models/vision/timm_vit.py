@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prismatic.models.errors import first_line
 from prismatic.models.seeding import seeded
 from prismatic.models.vision.base import normalise
 from prismatic.types import ImageSpec
@@ -112,8 +113,8 @@ class ViTSpec:
                 if not pretrained:
                     raise
                 raise ValueError(
-                    f"cannot get the weights of vision backbone '{self.timm_name}': {error}; check the network, or "
-                    "build it with random weights: --model.pretrained_backbones false"
+                    f"cannot get the weights of vision backbone '{self.timm_name}': {first_line(error)}; "
+                    "check the network, or build it with random weights: --model.pretrained_backbones false"
                 ) from error
         if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
             raise ValueError(_NOT_A_VIT.format(self.timm_name))

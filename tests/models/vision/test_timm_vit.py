@@ -24,7 +24,9 @@ def pixels(x: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     return (x / 255.0 - mean) / std
 
 
-@pytest.mark.parametrize("extra", [{}, {"reg_tokens": 4}, {"class_token": False, "global_pool": "avg"}, {"pre_norm": True}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"reg_tokens": 4}, {"class_token": False, "global_pool": "avg"}, {"pre_norm": True}]
+)
 def test_features_are_timms_second_to_last_layer(extra):
     vision = CustomViTSpec(32, {"patch_size": 8, **SMALL, **extra}).build(pretrained=False, seed=0)
     x = frames(32)
@@ -66,7 +68,9 @@ def test_normalised_pixels_equal_timms_transform():
 
 
 def test_bf16_rounds_the_features_not_the_pixels():
-    vision = CustomViTSpec(16, {"patch_size": 16, **SMALL, "depth": 1}).build(pretrained=False, seed=0).to(torch.bfloat16)
+    vision = (
+        CustomViTSpec(16, {"patch_size": 16, **SMALL, "depth": 1}).build(pretrained=False, seed=0).to(torch.bfloat16)
+    )
     assert vision(frames(16)).dtype == torch.bfloat16
     x = torch.arange(256, dtype=torch.uint8).repeat(3)[: 3 * 16 * 16].view(1, 3, 16, 16)
     assert len(normalise(x, vision.image_spec)[0, 0].unique()) == 256
@@ -82,7 +86,12 @@ def test_gradients_reach_the_used_parameters_only():
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 30, 32, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)]
+    "bad",
+    [
+        torch.zeros(1, 3, 32, 32),
+        torch.zeros(1, 3, 30, 32, dtype=torch.uint8),
+        torch.zeros(3, 32, 32, dtype=torch.uint8),
+    ],
 )
 def test_wrong_frames_are_refused(bad):
     vision = CustomViTSpec(32, {"patch_size": 8, **SMALL}).build(pretrained=False, seed=0)
@@ -91,6 +100,8 @@ def test_wrong_frames_are_refused(bad):
 
 
 def test_stays_in_eval_mode():
-    vision = CustomViTSpec(32, {"patch_size": 8, **SMALL, "proj_drop_rate": 0.5}).build(pretrained=False, seed=0).train()
+    vision = (
+        CustomViTSpec(32, {"patch_size": 8, **SMALL, "proj_drop_rate": 0.5}).build(pretrained=False, seed=0).train()
+    )
     x = frames(32)
     torch.testing.assert_close(vision(x), vision(x))

@@ -44,7 +44,9 @@ def test_every_id_builds_and_reports_its_sizes(vision_id):
 
 
 def test_pixels_of_published_backbones():
-    specs = {name: vision_spec(name).image_spec() for name in ("clip-vit-b", "clip-vit-l-336px", "siglip-vit-so400m-384px")}
+    specs = {
+        name: vision_spec(name).image_spec() for name in ("clip-vit-b", "clip-vit-l-336px", "siglip-vit-so400m-384px")
+    }
     assert specs["clip-vit-b"].crop_pct == 0.9 and specs["clip-vit-l-336px"].crop_pct == 1.0
     assert specs["clip-vit-l-336px"].mean == CLIP_MEAN
     assert specs["siglip-vit-so400m-384px"].mean == (0.5, 0.5, 0.5)
@@ -85,7 +87,10 @@ def test_any_timm_vit_is_an_id():
 @pytest.mark.parametrize(
     ("vision_id", "message"),
     [
-        ("clip-vit-l-366px", "unknown vision backbone 'clip-vit-l-366px' for --model.vision_backbone_id; .*'clip-vit-l-336px'"),
+        (
+            "clip-vit-l-366px",
+            "unknown vision backbone 'clip-vit-l-366px' for --model.vision_backbone_id; .*'clip-vit-l-336px'",
+        ),
         ("video-tiny-vti", "did you mean 'tiny-vit'"),
         ("timm:vit_base_patch16_clip_quickgelu_242", "did you mean .*vit_base_patch16_clip_quickgelu_224"),
         ("resnet50_", "unknown vision backbone 'resnet50_'"),
@@ -102,9 +107,9 @@ def test_models_that_are_no_vit_are_refused():
 
 
 def test_weights_that_cannot_be_had():
-    with pytest.raises(ValueError, match="'test_vit.r160_in1k'.*--model.pretrained_backbones false"):
+    with pytest.raises(ValueError, match=r"'test_vit.r160_in1k'.*--model.pretrained_backbones false"):
         build_vision("timm:test_vit.r160_in1k", pretrained=True)
-    with pytest.raises(ValueError, match="no pretrained weights; pass --model.pretrained_backbones false"):
+    with pytest.raises(ValueError, match=r"no pretrained weights; pass --model.pretrained_backbones false"):
         build_vision("tiny-vit", pretrained=True)
 
 
