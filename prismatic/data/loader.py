@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -112,13 +113,27 @@ class StepLoader:
                 if len(step) == self.micro_batches:
                     yield step
                     step = []
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            death = self._death(error)
+            if death is None:
                 raise
             raise WorkerError(
-                f"a process that reads data has died ({str(error).splitlines()[0]}); it may have been out of memory: "
-                "lower --dataset.num_workers or the batch size, or use --dataset.num_workers 0 to see the reason"
+                f"a process that reads data has died ({death}); it may have been out of memory: lower "
+                "--dataset.num_workers or the batch size, or use --dataset.num_workers 0 to see the reason"
             ) from error
+
+    def _death(self, error: Exception) -> str | None:
+        """What DataLoader says about a worker that has died; None when `error` is about something else."""
+        if isinstance(error, RuntimeError):
+            return str(error).splitlines()[0] if "DataLoader worker" in str(error) else None
+        if not self.num_workers:
+            return None
+        # The pipe broke first. The report comes from DataLoader's handler of SIGCHLD, in whatever runs at that moment.
+        try:
+            time.sleep(1.0)
+        except RuntimeError as report:
+            return str(report).splitlines()[0]
+        return f"{type(error).__name__} on its pipe"
 
     def close(self) -> None:
         """End the reading processes. The loader can be used again; it starts new ones."""

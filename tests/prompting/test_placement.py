@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tokenizer_kinds import KINDS, make
 
 from prismatic.prompting import TEMPLATES, ChatTemplate, PromptBuilder, tokenize_prompt, tokenizer_template
 from prismatic.prompting.placement import place_turns, tokenize_segments
 from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Turn
+from tests.tokenizer_kinds import KINDS, make
 
 ANSWERS = (
     "A red circle moves left, then stops.",

@@ -1,0 +1,101 @@
+"""Padded and packed batches hold the same examples; first-fit fills rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prismatic.data.pack import collate, first_fit
+from prismatic.types import IGNORE_INDEX, Batch, Example, Skip
+
+PAD = 99
+
+
+def _example(name: int, length: int, frames_per_medium: tuple[int, ...] = ()) -> Example:
+    """Ids are name * 100 + position, so that every place of a batch tells where it came from."""
+    ids = torch.arange(length) + name * 100
+    frames = torch.full((sum(frames_per_medium), 3, 2, 2), name, dtype=torch.uint8)
+    return Example(str(name), ids, ids.clone(), frames, frames_per_medium)
+
+
+RAGGED = [_example(1, 5, (1,)), _example(2, 12, (4,)), _example(3, 3), _example(4, 7, (16, 1)), _example(5, 9, (4,))]
+
+
+def _spans(batch: Batch) -> dict[str, tuple[list[int], list[int], list[int]]]:
+    """Example -> its ids, labels and positions, found by the ids."""
+    found: dict[str, tuple[list[int], list[int], list[int]]] = {}
+    for row in range(batch.input_ids.shape[0]):
+        for token, label, position in zip(
+            *(t[row].tolist() for t in (batch.input_ids, batch.labels, batch.position_ids)), strict=True
+        ):
+            if token != PAD:
+                for part, value in zip(
+                    found.setdefault(str(token // 100), ([], [], [])), (token, label, position), strict=True
+                ):
+                    part.append(value)
+    return found
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_every_example_is_whole_with_its_own_positions(packing: bool) -> None:
+    batch = collate(RAGGED, pad_token_id=PAD, packing=packing)
+    spans = _spans(batch)
+    for example in RAGGED:
+        ids, labels, positions = spans[example.id]
+        assert ids == example.input_ids.tolist() and positions == list(range(len(example)))
+        assert labels == [IGNORE_INDEX, *example.labels.tolist()[1:]]
+    assert batch.useful == 36 and sorted(batch.ids) == list("12345")
+    assert (batch.labels[batch.input_ids == PAD] == IGNORE_INDEX).all()
+    assert batch.num_label_tokens == sum(len(example) - 1 for example in RAGGED)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_frames_stand_in_the_order_of_the_rows(packing: bool) -> None:
+    batch = collate(RAGGED, pad_token_id=PAD, packing=packing)
+    by_id = {example.id: example for example in RAGGED}
+    names = [token // 100 for row in batch.input_ids.tolist() for token in row if token != PAD]
+    order = list(dict.fromkeys(names))
+    assert [str(name) for name in order] == list(batch.ids)
+    assert batch.frames_per_medium == tuple(c for name in batch.ids for c in by_id[name].frames_per_medium)
+    assert batch.frames[:, 0, 0, 0].tolist() == [
+        int(n) for n in batch.ids for _ in range(sum(by_id[n].frames_per_medium))
+    ]
+
+
+def test_padded_is_one_a_row_and_packed_is_fewer_rows() -> None:
+    padded = collate(RAGGED, pad_token_id=PAD, packing=False)
+    packed = collate(RAGGED, pad_token_id=PAD, packing=True)
+    assert padded.input_ids.shape == (5, 12) and not padded.packed and padded.ids == tuple("12345")
+    assert packed.input_ids.shape == (3, 12) and packed.packed  # 36 tokens in 3 rows of 12: nothing wasted
+    assert (packed.input_ids != PAD).all()
+
+
+def test_packing_that_finds_no_room_is_not_packed() -> None:
+    batch = collate([_example(1, 6), _example(2, 6)], pad_token_id=PAD, packing=True)
+    assert not batch.packed and batch.input_ids.shape == (2, 6)
+
+
+def test_padding_goes_on_with_the_positions() -> None:
+    batch = collate([_example(1, 4), _example(2, 6)], pad_token_id=PAD, packing=False)
+    assert batch.position_ids[0].tolist() == list(range(6)) and batch.input_ids[0, 4:].tolist() == [PAD, PAD]
+
+
+def test_text_only_batch_has_no_frames_and_skips_are_gathered() -> None:
+    skip = Skip("x", "rows.json, row 3", "no such file", 0, 2)
+    example = _example(3, 3)
+    example.skipped = (skip,)
+    batch = collate([example, _example(4, 2)], pad_token_id=PAD, packing=True)
+    assert batch.frames.shape == (0, 3, 2, 2) and batch.frames_per_medium == () and batch.skipped == (skip,)
+
+
+def test_no_examples() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        collate([], pad_token_id=PAD, packing=True)
+
+
+def test_first_fit_uses_every_length_once_and_keeps_the_capacity() -> None:
+    lengths = [int(n) for n in torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0))]
+    rows = first_fit(lengths, 50)
+    assert sorted(i for row in rows for i in row) == list(range(300))
+    assert all(sum(lengths[i] for i in row) <= 50 for row in rows)
+    assert len(rows) <= 11 / 9 * -(-sum(lengths) // 50) + 1
