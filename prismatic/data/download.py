@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -227,10 +228,11 @@ def unpack(archive: Path, target: Path, *, unwrap: bool) -> int:
             try:
                 with source.open(info) as packed, temporary.open("wb") as out:
                     shutil.copyfileobj(packed, out, CHUNK)
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-                temporary.unlink(missing_ok=True)
+                temporary.replace(file)
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
                 raise DownloadError(f"{archive}: '{info.filename}' is damaged ({error}); delete the archive") from error
-            temporary.replace(file)
+            finally:
+                temporary.unlink(missing_ok=True)
     return len(members)
 
 
@@ -245,12 +247,14 @@ def _member_path(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
 
 def to_jpeg(folder: Path, num_workers: int) -> int:
     """Turn every gif (its first picture) and png below `folder` into a jpg beside it, remove the original, and return
-    the number of pictures. A file that is no picture is left as it is, with a warning.
+    the number of pictures. Left as they are: a file that is no picture, with a warning, and one that has a jpg already.
     """
     originals = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".gif", ".png"))
 
     def convert(path: Path) -> None:
-        temporary = path.with_suffix(".jpg.partial")
+        target, temporary = path.with_suffix(".jpg"), path.with_suffix(".jpg.partial")
+        if target.exists():
+            return
         try:
             with Image.open(path) as image:
                 image.convert("RGB").save(temporary, "JPEG", quality=95)
@@ -258,7 +262,7 @@ def to_jpeg(folder: Path, num_workers: int) -> int:
             log.warning("%s is no picture that can be read (%s), left as it is", path, error)
             temporary.unlink(missing_ok=True)
             return
-        temporary.replace(path.with_suffix(".jpg"))
+        temporary.replace(target)
         path.unlink()
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:

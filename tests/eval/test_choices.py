@@ -14,7 +14,9 @@ def test_options_in_brackets_and_with_points() -> None:
     assert parse_options("Which?\nA. one\nB) two\nC: three ")[2] == Option("C", "three")
 
 
-@pytest.mark.parametrize("question", ["What moves?", "Which?\n(A) one", "Which?\nA. one\nC. three", "Yes. No?\nB. two\nC. x"])
+@pytest.mark.parametrize(
+    "question", ["What moves?", "Which?\n(A) one", "Which?\nA. one\nC. three", "Yes. No?\nB. two\nC. x"]
+)
 def test_no_options_is_said(question: str) -> None:
     with pytest.raises(ValueError, match="at least two options"):
         parse_options(question)

@@ -123,7 +123,10 @@ def test_a_run_without_anything_says_so(tmp_path: Path) -> None:
 def test_media_that_are_gone_and_texts_that_are_html(tmp_path: Path) -> None:
     run_dir = _run(tmp_path)
     row = {"id": "1", "media": ["gone.mp4"], "num_frames": 8, "question": "<script>alert(1)</script>"}
-    rows = [{**row, "prediction": "<b>x</b>", "reference": "y"}, {**row, "media": [], "prediction": "", "reference": "y"}]
+    rows = [
+        {**row, "prediction": "<b>x</b>", "reference": "y"},
+        {**row, "media": [], "prediction": "", "reference": "y"},
+    ]
     _evaluation(run_dir, "evaluation", rows, tmp_path, num_skipped=3, num_rows=5, exact_match=0.0)
     page = write_report(run_dir).read_text()
     _check(page)
