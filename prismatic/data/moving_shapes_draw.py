@@ -17,16 +17,16 @@ Floats = NDArray[np.float32]
 SIDE = 128  # pixels; a multiple of 16, so that no codec pads it
 FPS = 10
 SECONDS = (2.0, 4.0)
-RADIUS = {"small": 0.08, "large": 0.14}  # before a jitter of RADIUS_JITTER
+RADIUS = {"small": 0.095, "large": 0.15}  # before a jitter of RADIUS_JITTER
 RADIUS_JITTER = 0.06
 # Where an object starts is drawn from the same square for every direction, so that the first frame tells nothing
 # of it. The square, the longest travel and the largest radius together just keep the object in the picture.
-START = (0.405, 0.595)
+START = (0.42, 0.58)
 TRAVEL = (0.23, 0.25)  # of the whole clip at constant speed
-TRAVEL_IF_CUT_SHORT = 1.6  # factor for objects that stop or turn back: quicker, so that they too get somewhere
+TRAVEL_IF_CUT_SHORT = 1.8  # factor for objects that stop or turn back: quicker, so that they too get somewhere
 EVENT_TIME = (0.42, 0.54)  # share of the clip
 COLOUR_CHANGE_SECONDS = 0.2
-SPLIT_REACH = 1.1  # way of each half to its side, in radii of the whole: a gap is left between them
+SPLIT_REACH = 0.19  # way of each half to its side
 SPLIT_RADIUS = 0.72  # of the radius before: two halves have about the area of the whole
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (232, 52, 62),
@@ -120,7 +120,7 @@ def _pieces(clip: ClipPlan, motion: _Motion, time: float) -> tuple[list[tuple[fl
         return [(x, y)], motion.radius
     # Apart at a right angle to the way, fast at first.
     progress = after / (1 - motion.event_time)
-    apart = SPLIT_REACH * motion.radius * (1 - (1 - progress) ** 2)
+    apart = SPLIT_REACH * (1 - (1 - progress) ** 2)
     return [(x + dy * apart, y + dx * apart), (x - dy * apart, y - dx * apart)], motion.radius * SPLIT_RADIUS
 
 
@@ -144,11 +144,11 @@ def _paint(canvas: Floats, shape: str, centre: tuple[float, float], radius: floa
 
 
 def _circle(x: Floats, y: Floats) -> Floats:
-    return np.hypot(x, y) - 1.0
+    return np.hypot(x, y) - 0.93
 
 
 def _square(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.88
+    return np.maximum(np.abs(x), np.abs(y)) - 0.98
 
 
 def _triangle(x: Floats, y: Floats) -> Floats:
