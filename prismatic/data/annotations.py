@@ -5,10 +5,12 @@ Files are read by `annotation_files.py`, rows understood by `schemas.py`, paths 
 
 from __future__ import annotations
 
+import gc
 import logging
 import marshal
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -80,11 +82,24 @@ def load_records(files: Path | str | Sequence[Path | str], media_root: Path | st
     """
     root = MediaRoot(media_root)
     paths = [files] if isinstance(files, str | os.PathLike) else files
-    table = RecordTable(parse_row(row, root) for path in paths for row in read_rows(Path(path), seed))
+    with _without_collector():
+        table = RecordTable(parse_row(row, root) for path in paths for row in read_rows(Path(path), seed))
     if not len(table):
         raise AnnotationError(f"{', '.join(map(str, paths))}: no row is left")
     log.info("%d rows from %s", len(table), ", ".join(map(str, paths)))
     return table
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No cyclic garbage collection inside: it would visit millions of parsed rows again and again, without a cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def check_media(records: Iterable[Record], *, open_files: bool = False, decoder: str = "pyav") -> list[str]:
