@@ -192,23 +192,38 @@ def _choice_ids(vlm: PrismaticVLM, choices: Sequence[str]) -> list[list[int]]:
 
 
 def _answer_losses(vlm: PrismaticVLM, embeds: torch.Tensor, answers: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Log-likelihoods fp64 [C] of answers after a prompt [S, D]: the prompt is computed once, then shared."""
-    from transformers import DynamicCache
-
-    llm, C, L = vlm.llm_backbone.llm, len(answers), max(map(len, answers))
+    """Log-likelihoods fp64 [C] of answers after a prompt [S, D]."""
+    C, L = len(answers), max(map(len, answers))
     ids = torch.zeros(C, L, dtype=torch.long, device=vlm.device)
     real = torch.zeros(C, L, dtype=torch.bool, device=vlm.device)
     for i, answer in enumerate(answers):
         ids[i, : len(answer)] = torch.tensor(answer)
         real[i, : len(answer)] = True
-    cache = DynamicCache(config=llm.config)
-    out = llm(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    logits = out.logits.float().expand(C, 1, -1)
-    if L > 1:
-        cache.batch_repeat_interleave(C)
-        positions = torch.arange(len(embeds), len(embeds) + L - 1, device=vlm.device).expand(C, -1)
-        # Padding stands after the real tokens, where causal attention never looks.
-        rest = llm(input_ids=ids[:, :-1], position_ids=positions, past_key_values=cache, use_cache=True)
-        logits = torch.cat([logits, rest.logits.float()], dim=1)
-    tokens = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
+    logits = (_logits_after if vlm.llm_backbone.separates else _logits_repeated)(vlm, embeds, ids[:, :-1])
+    tokens = logits.float().log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
     return (tokens * real).sum(dim=1, dtype=torch.float64).cpu()
+
+
+def _logits_after(vlm: PrismaticVLM, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [C, L + 1, V] after a prompt [S, D] and after each of the ids [C, L] that continue it.
+
+    The prompt is computed once and its keys and values are shared. Padding stands behind the real tokens of a row,
+    where causal attention never looks.
+    """
+    from transformers import DynamicCache
+
+    llm, (C, L) = vlm.llm_backbone.llm, ids.shape
+    cache = DynamicCache(config=llm.config)
+    first = llm(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    if not L:
+        return first.expand(C, 1, -1)
+    cache.batch_repeat_interleave(C)
+    positions = torch.arange(len(embeds), len(embeds) + L, device=vlm.device).expand(C, -1)
+    rest = llm(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
+    return torch.cat([first.expand(C, 1, -1), rest], dim=1)
+
+
+def _logits_repeated(vlm: PrismaticVLM, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The same for families whose cache is of another kind: the prompt is computed with each answer."""
+    rows = torch.cat([embeds.expand(len(ids), -1, -1), vlm.llm_backbone.embed(ids)], dim=1)
+    return vlm.llm_backbone.llm(inputs_embeds=rows, use_cache=False).logits[:, len(embeds) - 1 :]

@@ -248,3 +248,21 @@ def test_prompts_and_clips_must_be_as_many(make_vlm):
     with pytest.raises(ValueError, match="2 clips for 1 prompts"):
         vlm.generate_batch([clip(0), clip(1)], [prompt(vlm)])
     assert vlm.generate_batch([], []) == []
+
+
+def test_a_header_before_the_answer_is_given_to_the_model(make_vlm):
+    vlm = make_vlm(template="llama3-instruct-compat")
+    seen = {}
+    original = vlm.llm_backbone.llm.generate
+    vlm.llm_backbone.llm.generate = lambda **kw: (seen.update(kw), original(**kw))[1]
+    vlm.generate(None, prompt(vlm), max_new_tokens=2)
+    head = vlm.llm_backbone.tokenizer(vlm.template.head, add_special_tokens=False)["input_ids"]
+    assert len(head) > 1
+    torch.testing.assert_close(seen["inputs_embeds"][0, -len(head) :], vlm.llm_backbone.embed(torch.tensor(head)))
+
+
+def test_choices_without_a_shared_cache_score_the_same(make_vlm, monkeypatch):
+    vlm = make_vlm()
+    shared = vlm.score_choices(clip(0), prompt(vlm), ["red", "blue square", "1"])
+    monkeypatch.setattr(type(vlm.llm_backbone), "separates", False)
+    assert vlm.score_choices(clip(0), prompt(vlm), ["red", "blue square", "1"]) == pytest.approx(shared, abs=1e-5)

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+SEPARATES_BY_POSITION = frozenset(
+    "cohere ernie4_5 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gptj granite llama mistral mixtral olmo2 olmo3 "
+    "phi phi3 qwen2 qwen3 qwen3_moe smollm3 stablelm starcoder2".split()
+)
+"""Families in which attention stops where positions restart (each is tested). Others, such as ALiBi and state-space
+models, let packed examples see each other without a word, so their rows are taken apart first."""
+
+
 class HFCausalLM(nn.Module):
     """A causal LM with its tokenizer.
 
@@ -50,6 +58,11 @@ class HFCausalLM(nn.Module):
         factor = rope.get("factor", 1.0) if rope.get("rope_type") == "dynamic" else 1.0
         return int((length or self.tokenizer.model_max_length) * factor)
 
+    @property
+    def separates(self) -> bool:
+        """Whether attention stops where position ids restart."""
+        return self.llm.config.get_text_config().model_type in SEPARATES_BY_POSITION
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids int64 [B, S] to embeddings [B, S, D]."""
         return self.llm.get_input_embeddings()(ids)
@@ -64,7 +77,13 @@ class HFCausalLM(nn.Module):
         predict targets [L]. The head is applied at these places only.
         """
 
+        if position_ids is not None:
+            embeds, position_ids, places = self._separate(embeds, position_ids, places)
+        gathered = False
+
         def gather(module: nn.Module, inputs: Any, output: Any) -> Any:
+            nonlocal gathered
+            gathered = True
             output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[places][None]
             return output
 
@@ -72,10 +91,30 @@ class HFCausalLM(nn.Module):
         # just L positions. No 2-D mask: with one, Transformers stops separating packed examples by their positions.
         hook = self.llm.base_model.register_forward_hook(gather)
         try:
-            output = self.llm(inputs_embeds=embeds, position_ids=position_ids, use_cache=False, return_dict=True)
+            positions = {} if position_ids is None else {"position_ids": position_ids}
+            output = self.llm(inputs_embeds=embeds, use_cache=False, return_dict=True, **positions)
         finally:
             hook.remove()
-        return F.cross_entropy(output.logits[0].float(), targets, reduction="sum")
+        # A family whose head does not go through its base model's forward (OPT) has computed all logits.
+        logits = output.logits[0] if gathered else output.logits.flatten(0, 1)[places]
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _separate(
+        self, embeds: torch.Tensor, position_ids: torch.Tensor, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """The same packed rows in a form in which this model keeps examples apart."""
+        if self.separates and "flash" in self.llm.config._attn_implementation:
+            # Transformers looks for restarts only in a batch of one row when it calls flash attention.
+            return embeds.flatten(0, 1)[None], position_ids.flatten()[None], places
+        if self.separates:
+            return embeds, position_ids, places
+        at = position_ids.flatten()
+        example, length = (at == 0).cumsum(0) - 1, int(at.max()) + 1
+        into = example * length + at
+        rows = embeds.new_zeros(int(example[-1] + 1) * length, embeds.shape[-1]).index_copy(
+            0, into, embeds.flatten(0, 1)
+        )
+        return rows.unflatten(0, (-1, length)), None, into[places]
 
     def save_definition(self, folder: Path) -> None:
         """Write tokenizer and configuration (no weights), from which `build_llm(tokenizer=folder)` builds the same."""
