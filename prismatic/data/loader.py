@@ -26,7 +26,7 @@ Positions = tuple[Position, ...]
 Collate = Callable[[list[Example]], Batch]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(OSError):
     """A process that reads data has died."""
 
 

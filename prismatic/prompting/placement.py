@@ -117,7 +117,10 @@ def tokenize_prompt(
     """
     if isinstance(prompt, Prompt) and prompt.conversation is not None:
         said: Conversation = prompt.conversation
-        turns = place_turns(said.turns, len(media_tokens), layout)
+        if layout == "after-bos":  # placeholders mean nothing here, and the string has lost them already
+            turns = [Turn("human", strip_placeholders(t.text)) if t.role == "human" else t for t in said.turns]
+        else:
+            turns = place_turns(said.turns, len(media_tokens), layout)
         segments = said.template.segments(turns, said.system_prompt)
         adds_bos = said.template.adds_bos
     else:

@@ -138,6 +138,14 @@ def test_more_placeholders_than_media_is_an_error(layout: str) -> None:
         tokenize_prompt("In: <image>\nOut:", (), tokenizer=tokenizer, layout="inline")
 
 
+def test_placeholders_of_a_prompt_mean_nothing_after_bos() -> None:
+    builder = PromptBuilder(TEMPLATES.get("pure"))
+    builder.add_turn("human", "<image><image>\nQ")
+    prompt = builder.get_prompt()
+    got = tokenize_prompt(prompt, (4,), tokenizer=make("llama2"), layout="after-bos")
+    assert got == tokenize_prompt("In: Q\nOut:", (4,), tokenizer=make("llama2"), layout="after-bos")
+
+
 def test_html_in_a_text_only_row_is_text() -> None:
     turns = [Turn("human", "What does <video> mean in HTML?"), Turn("gpt", "A player: <video src=x>")]
     tokenizer = make("llama3")
