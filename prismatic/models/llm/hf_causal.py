@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 SEPARATES_BY_POSITION = frozenset(
-    "cohere ernie4_5 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gptj granite llama mistral mixtral olmo2 olmo3 "
-    "phi phi3 qwen2 qwen3 qwen3_moe smollm3 stablelm starcoder2".split()
+    "cohere ernie4_5 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gptj granite llama mistral mixtral olmo2 "
+    "olmo3 phi phi3 qwen2 qwen3 qwen3_moe smollm3 stablelm starcoder2".split()
 )
 """Families in which attention stops where positions restart (each is tested). Others, such as ALiBi and state-space
 models, let packed examples see each other without a word, so their rows are taken apart first."""
