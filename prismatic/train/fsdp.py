@@ -110,13 +110,17 @@ def _mesh(world: World, row: Strategy) -> DeviceMesh:
 
 def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
     # Only whole frozen modules: FSDP wants one dtype among the trainable weights of a unit, and a frozen weight inside
-    # a trained module may be thawed later.
+    # a trained module may be thawed later. Batch statistics follow their weights; buffers that are not saved stay as
+    # they are: rotary frequencies in bf16 would blur the positions.
     for module in vlm.children():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            for parameter in parameters:
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.to(dtype)
+        if any(p.requires_grad for p in module.parameters()):
+            continue
+        for part in module.modules():
+            tensors = list(part.parameters(recurse=False))
+            tensors += [b for n, b in part.named_buffers(recurse=False) if n not in part._non_persistent_buffers_set]
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
 
 
 def _checkpoint_layers(layers: nn.ModuleList) -> None:

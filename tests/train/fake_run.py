@@ -187,10 +187,12 @@ def make_trainer(cfg: PretrainConfig, world: dist.World, *, count: int = 30, dro
 def main(options: dict) -> int:
     """Train; leave {"code", "losses", "world_size"} in `out` and the final weights beside it.
 
-    Options: root, out, config (of `make_config`), trainer (of `make_trainer`), signals {step: [numbers]}, rank_to_signal,
-    die_in (name of a function of prismatic.train.files at whose `die_at`-th call this process is killed), file_limit
-    (bytes) from step `limit_from` on.
+    Options: root, out, config (of `make_config`), trainer (of `make_trainer`), environment, signals {step: [numbers]}
+    for process `rank_to_signal`, die_in (a function of prismatic.train.files at whose `die_at`-th call this process is
+    killed).
     """
+    os.environ.update(options.get("environment", {}))
+    torch.set_num_threads(1)
     world = dist.start("cpu")
     dist.setup_logging(world)
     cfg = make_config(Path(options["root"]), **options.get("config", {}))
@@ -233,4 +235,4 @@ def _die_in(name: str, at: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    sys.exit(main(globals().get("OPTIONS") or json.loads(sys.argv[1])))
