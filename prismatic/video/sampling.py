@@ -47,10 +47,10 @@ def sample(
 ) -> np.ndarray:
     """Numbers of the frames to take, int64 [T], ascending.
 
-    A clip with fewer than `num_frames` frames gives all of them, and `short` says what follows. "repeat": they are
-    repeated evenly to T = num_frames, as int(linspace(0, total - 1, T)) does by itself: 3 frames for 8 give
-    0 0 0 0 1 1 1 2. "fewer": T is their number. "error": ValueError. A sampler that takes fewer frames than it may
-    (`fps`) is left alone.
+    Of a clip with fewer than `num_frames` frames the sampler is asked for as many as there are, and `short` says what
+    follows. "repeat": these are repeated evenly to T = num_frames, as int(linspace(0, total - 1, T)) does by itself: 3
+    frames for 8 give 0 0 0 0 1 1 1 2. "fewer": T is their number. "error": ValueError. A sampler that takes fewer
+    frames than it may (`fps`) is left alone.
 
     Raises ValueError for a clip without frames, num_frames below 1, an unknown sampler, or by policy.
     """
@@ -87,6 +87,7 @@ def uniform_midpoint(facts: ClipFacts, count: int, rng: np.random.Generator) -> 
     """The middle of each of `count` equal stretches, as Video-ChatGPT rounds it.
 
     With s = (total - 1) / count, frame i is (round(s * i) + round(s * (i + 1))) // 2, rounding halves to even.
+    A frame may come twice when `count` is nearly the total.
     """
     borders = np.round((facts.num_frames - 1) / count * np.arange(count + 1)).astype(np.int64)
     return (borders[:-1] + borders[1:]) // 2

@@ -6,6 +6,7 @@ something). `read_code` reads the number back, which tells a wrong frame from a 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -115,7 +116,12 @@ def _h264(suffix: str, frames: int = 60, **changes: object) -> Callable[[Path], 
 
 
 def _cut(folder: Path) -> Path:
-    return cut_with_edit_list(_h264(".mp4", 70)(folder), folder / "cut.mp4", 17)
+    return cut_with_edit_list(_h264("-whole.mp4", 70)(folder), folder / "cut.mp4", 17)
+
+
+def _theora(folder: Path) -> Path:
+    # No wheel of PyAV has an encoder for it: these are code_frame(0..59), written by FFmpeg's libtheora, 12 a group.
+    return shutil.copy(Path(__file__).with_name("theora.ogv"), folder / "theora.ogv")
 
 
 def _truncated(folder: Path) -> Path:
@@ -139,6 +145,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "h264-ts": _h264(".ts"),
     "h264-avi": _h264(".avi"),
     "hevc-mp4": _plain("hevc.mp4", "libx265", options={"x265-params": "keyint=12:bframes=2:log-level=none:pools=1"}),
+    "theora-ogv": _theora,
     "flv1-flv": _plain("flv1.flv", "flv1"),
     "vp8-webm": _plain("vp8.webm", "libvpx", options={"g": "12", "auto-alt-ref": "1", "lag-in-frames": "10"}),
     "vp9-webm": _plain("vp9.webm", "libvpx-vp9", options={"g": "12", "cpu-used": "8", "deadline": "realtime"}),
@@ -157,6 +164,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "rotated-90-mp4": _h264("-turned.mp4", rotation=90),
     "ten-bit-mp4": _h264("-ten.mp4", pix_fmt="yuv420p10le"),
     "open-gop-mp4": _plain("open.mp4", "libx264", options={**X264, "x264-params": "open-gop=1"}),
+    "refresh-mp4": _plain("refresh.mp4", "libx264", options={"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
+    "mjpeg-avi": _plain("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p"),
     "long-gop-mp4": _plain("long.mp4", "libx264", options={"g": "250", "threads": "1"}),
 }
 """Kind -> function that writes one such file into a folder and returns its path."""
