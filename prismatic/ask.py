@@ -14,7 +14,6 @@ import torch
 
 from prismatic.conf.run import GenerateConfig
 from prismatic.load import load
-from prismatic.video import MediaError
 
 if TYPE_CHECKING:
     from prismatic.models.vlm import PrismaticVLM
@@ -63,10 +62,10 @@ class Conversation:
         self._downloads: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self, media: str) -> None:
-        """Look at another file (or http(s) URL) from now on. Raises MediaError (a ValueError) when it is not there."""
+        """Look at another file (or http(s) URL) from now on. Raises ValueError when it is not there."""
         path = self._download(media) if media.startswith(("http://", "https://")) else Path(media).expanduser()
         if not path.exists():
-            raise MediaError(f"there is no image, video or frame folder at {path}")
+            raise ValueError(f"there is no image, video or frame folder at {path}")
         self.media = path
         self.start_over()
 
@@ -132,10 +131,10 @@ class Conversation:
         try:
             with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as reply, target.open("wb") as file:
                 if int(reply.headers.get("Content-Length") or 0) > DOWNLOAD_LIMIT_BYTES:
-                    raise MediaError(f"{url} is larger than 2 GiB")
+                    raise ValueError(f"{url} is larger than 2 GiB")
                 shutil.copyfileobj(reply, file)
         except (urllib.error.URLError, TimeoutError) as error:
-            raise MediaError(f"{url} could not be fetched: {error}") from error
+            raise ValueError(f"{url} could not be fetched: {error}") from error
         return target
 
 

@@ -128,10 +128,11 @@ class ClipDataset(Dataset[Example]):
                 *(cut, looked_at, self.max_length),
             )
         if broken and (self.on_error == "raise" or len(broken) == looked_at):
-            more = f"\n  and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+            for text in broken[1:_SHOWN]:
+                log.warning("%s", text)
             raise SampleError(
-                f"{len(broken)} of {looked_at} rows looked at are broken "
-                f"(--dataset.on_error skip leaves such samples out):\n  " + "\n  ".join(broken[:_SHOWN]) + more
+                f"{broken[0]} ({len(broken)} of {looked_at} rows looked at are broken; --dataset.on_error skip leaves "
+                "such samples out)"
             )
         if broken:
             log.warning("%d of %d rows looked at are broken and will be skipped: %s", len(broken), looked_at, broken[0])

@@ -64,7 +64,7 @@ def test_flags(flags: list[str], said: str, shapes: tuple[str, ...], tmp_path: P
     ("content", "said"),
     [
         ("", "empty"),
-        ("[]", "no rows"),
+        ("[]", "empty"),
         ("{not json", "a.json"),
         ('{"id": "0", "conversations": [}', "a.json"),
         (json.dumps([{"id": "0", "image": "a.png"}]), "row 1"),
