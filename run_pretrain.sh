@@ -50,12 +50,21 @@ shapes="$DATA/moving-shapes"
 python scripts/webvid.py catalog --videos "$shapes/videos" --captions "$shapes/train.csv" --output "$shapes/train.parquet"
 python scripts/webvid.py cluster --catalog "$shapes/train.parquet" --videos_per_cluster 2 --method random \
     --output "$shapes/clusters.json"
-python scripts/webvid.py weave --clusters "$shapes/clusters.json" --catalog "$shapes/train.parquet" --total_frames 16 \
+python scripts/webvid.py weave --clusters "$shapes/clusters.json" --catalog "$shapes/train.parquet" --total_frames 8 \
     --form joined --media_root "$shapes" --output "$shapes/woven.json"
+# Every clip alone, and half of the pairs: a model that only ever saw pairs does not know what to say of one clip.
+cat > "$shapes/mixture.yaml" <<'YAML'
+datasets:
+  - json_path: train.json
+    sampling_strategy: all
+  - json_path: woven.json
+    sampling_strategy: random:50%
+YAML
 
 step "training ($NGPU process(es))"
 torchrun --standalone --nproc-per-node "$NGPU" scripts/pretrain.py --model.type tiny-video --stage full-finetune \
     --dataset.type moving-shapes --val_dataset.type moving-shapes-val --dataset.dataset_root_dir "$DATA" \
+    --dataset.finetune_stage_components '["moving-shapes/mixture.yaml", "moving-shapes"]' \
     --val_dataset.dataset_root_dir "$DATA" --trackers '["jsonl"]' --run_id "$run_id" "$@"
 
 step "evaluating on held-out videos"

@@ -160,7 +160,11 @@ def apply_weights(vlm: nn.Module, weights: Mapping[str, torch.Tensor], source: s
         "unexpected": sorted(weights.keys() - expected.keys()),
         "of another shape": sorted(wrong),
     }
-    problems = [f"{len(keys)} {kind} ({'; '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})" for kind, keys in lists.items() if keys]
+    problems = [
+        f"{len(keys)} {kind} ({'; '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
+        for kind, keys in lists.items()
+        if keys
+    ]
     if problems:
         raise CheckpointLoadError(
             f"the weights in {source} do not fit the model that its configuration describes: {', '.join(problems)}"

@@ -131,6 +131,8 @@ class CustomViTSpec:
     """A row that is an architecture of its own: a timm VisionTransformer of any size, with random weights only."""
 
     image_size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
@@ -141,4 +143,4 @@ class CustomViTSpec:
             raise ValueError("this vision backbone has no pretrained weights; pass --model.pretrained_backbones false")
         with seeded(seed):
             model = VisionTransformer(img_size=self.image_size, num_classes=0, **self.kwargs)
-        return TimmViT(model, ImageSpec(resolution=self.image_size))
+        return TimmViT(model, ImageSpec(self.image_size, self.mean, self.std))
