@@ -43,12 +43,16 @@ class Facts:
         return {name: getattr(self, name) for name in ("duration", "num_frames", "fps", "width", "height")}
 
 
-def probe(path: Path) -> Facts:
+def probe(root: Path, relative: str) -> Facts:
     """Open one file, whatever it is: everything that can be wrong with it ends up in `error`."""
+    path = root / relative
     try:
         stat = path.stat()
     except OSError as error:
         return Facts(-1, 0, error=error.strerror or str(error))
+    # Training refuses such a path: rows are other people's data, and may point anywhere.
+    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        return Facts(stat.st_size, stat.st_mtime_ns, error="a link that leaves the folder of the videos")
     try:
         fingerprint = "" if path.is_dir() else _fingerprint(path, stat.st_size)
         with open_video(path) as clip:
@@ -87,7 +91,7 @@ def _probed(root: Path, todo: Sequence[str], num_workers: int) -> Iterator[list[
         try:
             for start in range(0, len(todo), WRITE_EVERY):
                 batch = todo[start : start + WRITE_EVERY]
-                yield list(zip(batch, pool.map(lambda path: probe(root / path), batch), strict=True))
+                yield list(zip(batch, pool.map(lambda path: probe(root, path), batch), strict=True))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,0 +1,55 @@
+"""scripts/webvid.py as a person calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prismatic.conf import cli
+from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts/webvid.py"), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_help_lists_the_subcommands_and_an_example_for_each() -> None:
+    listed = _run("--help")
+    assert listed.returncode == 0
+    for name in ("catalog", "cluster", "weave"):
+        assert name in listed.stdout
+        told = _run(name, "--help")
+        assert told.returncode == 0
+        assert f"python scripts/webvid.py {name}" in told.stdout
+        assert "--output" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["clutser"], "error: unknown subcommand 'clutser'; did you mean 'cluster'?"),
+        (["weave", "--frame", "x"], "error: unknown flag --frame; did you mean"),
+        (["catalog", "--videos", "not-there"], "error: --videos not-there: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(args: list[str], said: str) -> None:
+    done = _run(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_examples_in_the_help_parse() -> None:
+    for config in (CatalogConfig, ClusterConfig, WeaveConfig):
+        text = (config.__doc__ or "").split("scripts/webvid.py ", 1)[1]
+        example = text.split(".parquet\n" if config is CatalogConfig else ".json\n", 1)[0].replace("\\", "")
+        suffix = ".parquet" if config is CatalogConfig else ".json"
+        words = (example + suffix).split()
+        assert words[0] == config.__name__.removesuffix("Config").lower()
+        cli.parse(config, words[1:]).validate()
