@@ -120,9 +120,7 @@ class EvaluateConfig:
     model_path: str = ""  # Run folder, checkpoint file, or model id
     dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class("webvid"))
     task: str = "caption"  # How answers are made and scored; an unknown task lists those there are
-    output_dir: Path = Path(
-        "evaluation"
-    )  # Gets metrics.json and predictions.jsonl; in a run folder: its report.html too
+    output_dir: Path = Path("evaluation")  # Gets metrics.json, predictions.jsonl; a run folder also its report.html
     num_frames: int | None = None  # Frames taken from each video; default: as trained
     limit: int | None = None  # Only the first so many rows
     batch_size: int = 16  # Rows answered at a time
