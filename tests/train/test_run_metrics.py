@@ -1,0 +1,151 @@
+"""Rows of metrics: their keys, their survival of full disks and kills, and a tracker that must not be in the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prismatic.train.console import Console, StepFacts, duration, short
+from prismatic.train.jsonl import RowFile, read_rows
+from prismatic.train.metrics import Metrics
+from prismatic.train.trainer import Trainer
+from prismatic.train.wandb_tracker import WandbTracker
+
+
+def _facts(step: int = 1) -> StepFacts:
+    return StepFacts(step, 0, 2.5, 1e-3, 0.5, 2.0, 0.5, 400, 64, 16, 0)
+
+
+def _metrics(tmp_path: Path, *trackers: str) -> Metrics:
+    return Metrics(tmp_path, "run", stage="full-finetune", trackers=trackers, hparams={"seed": 7})
+
+
+def test_keys_of_the_older_systems_and_ours(tmp_path: Path) -> None:
+    metrics = _metrics(tmp_path, "jsonl")
+    metrics.start(0, 10)
+    metrics.log_step(_facts(), 3.0)
+    metrics.log_validation(1, 1.5, 70)
+    metrics.close()
+    assert json.loads((tmp_path / "run-metrics.jsonl").read_text()) == {"run_id": "run", "hparams": {"seed": 7}}
+    step, validation = (json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines())
+    assert step == {
+        "Full-finetune/Step": 1,
+        "Full-finetune/Epoch": 0,
+        "Full-finetune/Loss": 3.0,
+        "Full-finetune/Loss (Raw)": 2.5,
+        "Full-finetune/Learning Rate": 1e-3,
+        "Full-finetune/Step Time": 2.0,
+        "Full-finetune/Gradient Norm": 0.5,
+        "Full-finetune/Tokens/s": 200.0,
+        "Full-finetune/Frames/s": 32.0,
+        "Full-finetune/Examples/s": 8.0,
+        "Full-finetune/Data Wait": 0.5,
+        "Full-finetune/Skipped": 0,
+    }
+    assert validation == {
+        "Full-finetune/Step": 1,
+        "Full-finetune/Validation Loss": 1.5,
+        "Full-finetune/Validation Tokens": 70,
+    }
+
+
+def test_resuming_cuts_later_rows_and_a_half_one(tmp_path: Path) -> None:
+    metrics = _metrics(tmp_path, "jsonl")
+    metrics.start(0, 10)
+    for step in range(1, 6):
+        metrics.log_step(_facts(step), 3.0)
+    with (tmp_path / "run.jsonl").open("a") as file:
+        file.write('{"Full-finetune/Step": 2, "Full')
+    again = _metrics(tmp_path, "jsonl")
+    again.start(3, 10)
+    again.log_step(_facts(4), 3.0)
+    assert [row["Full-finetune/Step"] for row in read_rows(tmp_path / "run.jsonl")] == [1, 2, 3, 4]
+    new = _metrics(tmp_path, "jsonl")
+    new.start(0, 10)
+    assert list(read_rows(tmp_path / "run.jsonl")) == []
+
+
+def test_smoothed_loss_is_the_mean_of_the_last_128(trainer: Callable[..., Trainer]) -> None:
+    run = trainer()
+    run.losses = [float(i) for i in range(200)][-127:]
+    run._note_loss(StepFacts(1, 0, 1000.0, 0, 0, 1, 0, 1, 1, 1, 0))
+    run._note_loss(StepFacts(2, 0, 2000.0, 0, 0, 1, 0, 1, 1, 1, 0))
+    assert run.mean_loss == pytest.approx((sum(range(74, 200)) + 3000) / 128)
+
+
+def test_no_token_in_any_file(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer(hf_token="hf_secretsecret").fit()
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or b"secretsecret" not in path.read_bytes(), path
+
+
+def test_rows_wait_while_the_disk_is_full(
+    tmp_path: Path, file_limit: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = RowFile(tmp_path / "rows.jsonl")
+    rows.append({"n": 0})
+    with file_limit(20):  # Room for one row and a half
+        for n in (1, 2, 3):
+            rows.append({"n": n, "text": "x" * 10})
+        assert list(read_rows(rows.path)) == [{"n": 0}] and rows.path.read_bytes().endswith(b"\n")
+        assert rows.waiting == 3
+    rows.append({"n": 4})
+    assert [row["n"] for row in read_rows(rows.path)] == [0, 1, 2, 3, 4] and rows.waiting == 0
+    assert caplog.text.count("its rows wait in memory") == 1
+
+
+def test_wandb_records_offline(tmp_path: Path) -> None:
+    metrics = _metrics(tmp_path, "wandb")
+    metrics.start(0, 10)
+    metrics.log_step(_facts(), 3.0)
+    metrics.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+def test_unreachable_wandb_neither_stops_nor_delays_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("prismatic.train.wandb_tracker.INIT_SECONDS", 2.0)
+    monkeypatch.setattr("prismatic.train.wandb_tracker.CLOSE_SECONDS", 8.0)
+    began = time.monotonic()
+    tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
+    for step in range(100):
+        tracker.log({"loss": 1.0}, step)
+    assert time.monotonic() - began < 1.0
+    tracker.close()
+    assert time.monotonic() - began < 10
+    assert "wandb" in caplog.text
+
+
+def test_missing_wandb_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
+    tracker.log({"loss": 1.0}, 1)
+    tracker.close()
+    assert "wandb stopped recording" in caplog.text and "jsonl files have everything" in caplog.text
+
+
+def test_console_line_has_rates_over_the_last_steps(caplog: pytest.LogCaptureFixture) -> None:
+    console = Console(total_steps=400, done=0)
+    with caplog.at_level("INFO", logger="prismatic"):
+        console.update(_facts(100), 3.0)
+    assert (
+        "step 100/400  epoch 1  loss 3.0000  lr 1.0e-03  grad 0.50  200 tok/s  32 frames/s  data wait 25%"
+        in caplog.text
+    )
+    assert "10:00 left" in caplog.text
+
+
+def test_numbers_for_people() -> None:
+    assert [short(v) for v in (0, 999, 999.6, 12_345, 7e9, 5e12)] == ["0", "999", "1.0k", "12.3k", "7.0B", "5000.0B"]
+    assert [duration(s) for s in (0, 59.6, 187, 7387)] == ["0:00", "1:00", "3:07", "2:03:07"]

@@ -1,0 +1,112 @@
+"""Two gloo processes: the same training as one, agreed stops, resuming on another number, and a rank that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prismatic import dist
+from prismatic.train import weights
+from prismatic.train.trainer import Trainer
+from tests.train import fake_run
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., Trainer]
+
+
+def _alone(trainer: Make, **values) -> tuple[dict[str, torch.Tensor], list[float]]:
+    run = trainer(run_id="alone", **values)
+    assert run.fit() == 0
+    return {k: v.clone() for k, v in weights.gather(run.vlm, run.trained_modules).items()}, list(run.losses)
+
+
+def _assert_near(tmp_path: Path, result: dict, expected: dict[str, torch.Tensor], losses: list[float]) -> None:
+    assert result["code"] == 0
+    assert result["losses"] == pytest.approx(losses, rel=1e-6)
+    state = load_file(tmp_path / "result.json.safetensors")
+    assert state.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(state[name], expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("strategy", "local"), [("fsdp-shard-grad-op", 2), ("fsdp-hybrid", 1), ("ddp", 2)])
+def test_two_ranks_equal_one_process(
+    launch: Callable, trainer: Make, tmp_path: Path, strategy: str, local: int
+) -> None:
+    """The default, fsdp-full-shard, is what `test_torchrun` compares.
+
+    30 examples of 1 to 9 label tokens in steps of 8 = 2 ranks x 2 x 2 accumulated; the last step has fillers.
+    """
+    config = {"model_finetune_train_strategy": strategy, "stage": "finetune"}
+    codes, result = launch({"config": config, "local_world_size": local}, world_size=2)
+    assert codes == [0, 0]
+    _assert_near(tmp_path, result, *_alone(trainer))
+    saved = load_file(tmp_path / "run" / "checkpoints" / "latest-checkpoint.safetensors")
+    state = load_file(tmp_path / "result.json.safetensors")
+    assert saved.keys() == state.keys() and all(torch.equal(saved[key], state[key]) for key in state)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
+    alone = [json.loads(line) for line in (tmp_path / "alone" / "alone.jsonl").read_text().splitlines()]
+    for key in ("Finetune/Validation Loss", "Finetune/Validation Tokens", "Finetune/Gradient Norm"):
+        assert [r[key] for r in rows if key in r] == pytest.approx([r[key] for r in alone if key in r], rel=1e-5)
+
+
+def test_stop_on_one_rank_stops_both_and_one_process_goes_on(launch: Callable, trainer: Make, tmp_path: Path) -> None:
+    codes, result = launch({"signals": {"3": [15]}, "rank_to_signal": 1}, world_size=2)
+    assert codes == [143, 143] and (result["code"], result["step"]) == (143, 3)
+    expected = _alone(trainer)
+    codes, result = launch({})  # Saved by two, resumed by one
+    assert codes == [0]
+    _assert_near(tmp_path, result, *expected)
+
+
+def test_saved_by_one_resumed_by_two(launch: Callable, trainer: Make, tmp_path: Path) -> None:
+    first = trainer(run_id="run")
+    first.train_loader.events = {5: [15]}
+    assert first.fit() == 143
+    expected = _alone(trainer)
+    codes, result = launch({}, world_size=2)
+    assert codes == [0, 0]
+    _assert_near(tmp_path, result, *expected)
+
+
+def test_error_while_saving_reaches_both_ranks(launch: Callable, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    codes, result = launch({}, world_size=2)
+    assert codes == [2, 2] and result["error"].startswith("CheckpointError: the checkpoint")
+
+
+def test_death_of_a_rank_ends_the_other(launch: Callable) -> None:
+    began = time.monotonic()
+    codes, _ = launch({"signals": {"3": [9]}, "rank_to_signal": 1}, world_size=2)
+    assert codes[1] == -9 and codes[0] not in (0, None)
+    assert time.monotonic() - began < 30
+
+
+def test_torchrun(tmp_path: Path, trainer: Make) -> None:
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, fake_run.__file__, json.dumps({"root": str(tmp_path), "out": str(out)})],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    _assert_near(tmp_path, json.loads(out.read_text()), *_alone(trainer))
+    # One voice: the second process is silent.
+    assert done.stderr.count("Done: 8 steps") == 1 and done.stderr.count("step 8/8") == 1
+
+
+def test_single_process_has_a_world(world: dist.World) -> None:
+    assert (world.rank, world.world_size, world.local_world_size, world.device.type) == (0, 1, 1, "cpu")
