@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Fields that older configurations hold and that say nothing about the model itself.
 _OLDER_FIELDS = {"type", "ckpt_interval"}
+# Templates that older runs trained these LLMs on, where the id now stands for a better one.
+_OLDER_TEMPLATES = {"gemma-2b-instruct": "pure", "gemma-8b-instruct": "pure"}
 
 
 def load(
@@ -80,7 +82,10 @@ def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
     unknown = sorted(saved.keys() - known - _OLDER_FIELDS)
     if unknown:
         raise CheckpointLoadError(f"{path}: unknown settings {', '.join(unknown)}; was it written by a newer version?")
-    return ModelConfig(**{name: value for name, value in saved.items() if name in known})
+    config = ModelConfig(**{name: value for name, value in saved.items() if name in known})
+    if "prompt_template" not in saved:
+        config.prompt_template = _OLDER_TEMPLATES.get(config.llm_backbone_id)
+    return config
 
 
 def available_model_ids() -> list[str]:

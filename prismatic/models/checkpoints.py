@@ -32,7 +32,7 @@ class CheckpointLoadError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model on disk. frozen: weights of modules that were frozen and exist nowhere else, if there are such."""
+    """A trained model on disk. frozen: weights of modules that were frozen and exist nowhere else, if there are any."""
 
     config: Path
     weights: Path
@@ -123,7 +123,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+                return {key: file.get_tensor(key) for key in file.keys()}
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointLoadError(f"{path} holds more than tensors and is not loaded: {error}") from error

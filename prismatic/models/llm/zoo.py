@@ -156,7 +156,7 @@ ROWS: dict[str, LLMSpec] = {
             "num_attention_heads": 6,
             "num_key_value_heads": 6,
             "max_position_embeddings": 2048,
-            # Slow rotations are wasted on sequences of a hundred positions: with the usual 10000, order is learned late.
+            # With the usual 10000 most rotations are too slow for a hundred positions, and order is learned late.
             "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
             "initializer_range": 0.03,
         },
