@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismatic.eval.cider import cider
-from prismatic.eval.text import normalise
+from prismatic.eval.text import normalise, words
 
 INSTALL = "pip install 'prismatic[eval]'"
 
@@ -25,14 +25,24 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Mean F-measure of the longest common subsequence of words, 0 to 1. Raises ImportError without rouge-score."""
+    """Mean F-measure of the longest common subsequence of words, 0 to 1. Raises ImportError without rouge-score.
+
+    Words are those of `text.words`: the package's own tokenizer knows no letters but a to z.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"])
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     scores = [
         scorer.score(target=r, prediction=p)["rougeL"].fmeasure for p, r in zip(predictions, references, strict=True)
     ]
     return float(sum(scores) / max(1, len(scores)))
+
+
+class _Words:
+    """The tokenizer that RougeScorer asks for."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
 def score_captions(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def test_bleu_and_rouge_agree_with_what_they_mean() -> None:
     assert rouge_l(TRUTHS, TRUTHS) == pytest.approx(1.0)
     # Seven of eight words in common in the first row, all in the second.
     assert rouge_l(ANSWERS, TRUTHS) == pytest.approx((7 / 8 + 1) / 2)
+    assert rouge_l(["\u732b \u304c"], ["\u732b \u304c"]) == 1.0
     assert 0 < bleu(ANSWERS, TRUTHS) < 100
 
 
