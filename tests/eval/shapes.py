@@ -46,7 +46,7 @@ class StandIn:
     def eval(self) -> StandIn:
         return self
 
-    def tokens_per_clip(self, T: int) -> int:  # noqa: N803
+    def tokens_per_clip(self, T: int) -> int:
         return T
 
     def encode(self, frames: torch.Tensor, frames_per_medium: Sequence[int]) -> torch.Tensor:
