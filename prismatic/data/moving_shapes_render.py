@@ -45,7 +45,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "mov": _X264,
     "mkv": _X264,
     "webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "24", "b": "0"}),
-    "avi": ("mpeg4", {"qscale": "2", "flags": "+qscale", "global_quality": "236"}),
+    "avi": ("mpeg4", {"flags": "+qscale", "global_quality": "236"}),  # 2 * 118: a quantizer of 2
 }
 
 
