@@ -55,9 +55,10 @@ class Walk:
     def open(self) -> None:
         """Open the file, again if it is open, and stand at its start."""
         self.close()
-        # An absolute path cannot be taken for a URL or a protocol ("concat:a.mp4").
+        # An absolute path cannot be taken for a URL or a protocol ("concat:a.mp4"). Options of the container alone:
+        # handed to the streams too, they crash FFmpeg 7 and 8.0 on FLV.
         self._container = av.open(
-            os.path.abspath(self._path), options=OPEN_OPTIONS, metadata_errors="replace", timeout=(30.0, 30.0)
+            os.path.abspath(self._path), container_options=OPEN_OPTIONS, metadata_errors="replace", timeout=(30.0, 30.0)
         )
         cover = av.stream.Disposition.attached_pic
         videos = [s for s in self._container.streams.video if not s.disposition & cover]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,8 +57,11 @@ def _noise(folder: Path, video: Video) -> Path:
 
 
 def _playlist(folder: Path, video: Video) -> Path:
-    # FFmpeg would follow it: to other files, and to the network.
-    (folder / "bad.mp4").write_text(f"ffconcat version 1.0\nfile '{video('h264-mp4')}'\n")
+    # FFmpeg would follow it, to other files and to the network.
+    shutil.copy(video("h264-mp4"), folder / "other.mp4")
+    (folder / "bad.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with av.open(str(folder / "bad.mp4")) as followed:
+        assert followed.streams.video
     return folder / "bad.mp4"
 
 
