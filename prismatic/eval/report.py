@@ -54,13 +54,9 @@ class Evaluation:
     """What one call of scripts/evaluate.py left in the run folder."""
 
     name: str
+    label: str
     metrics: dict[str, Any]
     rows: list[dict[str, Any]]
-
-    @property
-    def label(self) -> str:
-        frames = self.metrics.get("num_frames")
-        return f"{frames} frames a video" if frames != 1 else "1 frame a video"
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,8 @@ def write_report(run_dir: Path) -> Path:
     gallery: list[Card] = []
     mistakes: list[Card] = []
     if evaluations:
-        others = [(e.label, e.rows) for e in evaluations[1:]]
+        same_rows = evaluations[0].metrics.get("annotations")
+        others = [(e.label, e.rows) for e in evaluations[1:] if e.metrics.get("annotations") == same_rows]
         gallery, mistakes = cards(evaluations[0].rows, evaluations[0].metrics, others)
     svg = loss_svg(loss, validation) if loss.steps else ""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -163,7 +160,12 @@ def read_evaluations(run_dir: Path) -> list[Evaluation]:
         if metrics.is_file():
             predictions = folder / "predictions.jsonl"
             rows = read_jsonl(predictions) if predictions.is_file() else []
-            found.append(Evaluation(folder.name, json.loads(metrics.read_text(encoding="utf-8")), rows))
+            values = json.loads(metrics.read_text(encoding="utf-8"))
+            frames = values.get("num_frames")
+            label = "1 frame a video" if frames == 1 else f"{frames} frames a video"
+            if any(label == earlier.label for earlier in found):
+                label = f"{label}, {folder.name}"
+            found.append(Evaluation(folder.name, label, values, rows))
     return found
 
 
@@ -186,6 +188,8 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for path, name in _SETTINGS:
         value: Any = config
+        if config.get("stage") == "align":
+            path = path.replace("model.finetune_", "model.align_")
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None:

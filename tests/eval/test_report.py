@@ -137,6 +137,27 @@ def test_media_that_are_gone_and_texts_that_are_html(tmp_path: Path) -> None:
     assert "3 of 5 rows could not be read" in page
 
 
+def test_evaluations_of_other_data_stand_apart(tmp_path: Path) -> None:
+    run_dir = _run(tmp_path)
+    row = {"id": "1", "media": [], "num_frames": 0, "question": "?", "prediction": "ours", "reference": "a"}
+    _evaluation(run_dir, "evaluation", [row], tmp_path, annotations="a.json", accuracy=0.25)
+    _evaluation(
+        run_dir, "evaluation-b", [{**row, "prediction": "theirs"}], tmp_path, annotations="b.json", accuracy=0.75
+    )
+    page = write_report(run_dir).read_text()
+    assert "8 frames a video, evaluation-b" in page
+    assert "75.0%" in page
+    assert "theirs" not in page  # rows of one number in two files are not the same row
+
+
+def test_settings_are_those_of_the_stage(tmp_path: Path) -> None:
+    run_dir = _run(tmp_path)
+    (run_dir / "config.yaml").write_text("stage: align\nmodel: {align_epochs: 31, finetune_epochs: 57}\n")
+    page = write_report(run_dir).read_text().split("the whole config.yaml")[0]
+    assert "<dd>31</dd>" in page
+    assert "57" not in page.split("<h2>Settings</h2>")[1]
+
+
 def test_missing_scores_are_named(tmp_path: Path) -> None:
     run_dir = _run(tmp_path)
     _evaluation(run_dir, "evaluation", [], tmp_path, cider=3.5, bleu=None, unavailable={"bleu": "pip install it"})
