@@ -75,6 +75,9 @@ def parse(config_class: type[C], args: Sequence[str] | None = None, prog: str | 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call a script's main and exit with its code; bad input (ValueError, OSError) is one line on stderr and code 2."""
+    # Read by OpenMP when torch is imported, which scripts do later. Waiting threads that spin make a CPU run ten times
+    # slower as soon as anything else wants the cores (decoding workers, for one); when all is quiet it costs nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = main() or 0
     except (ValueError, OSError) as error:
