@@ -22,6 +22,7 @@ from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
 from prismatic.models.llm.build import build_llm
+from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
@@ -80,6 +81,22 @@ def build_vlm(
     trained on where the LLM has none. weights_come: modules whose weights will be loaded from a checkpoint, so that
     none are downloaded for them.
     """
+    if model.model_path is not None:
+        source = NativeSource(
+            model.model_path,
+            pretrained=model.pretrained_backbones and not {"vision_backbone", "llm_backbone"} <= weights_come,
+            definition=llm_definition,
+            seed=seed,
+            hub={"hf_token": hf_token, "cache_dir": cache_dir, "trust_remote_code": model.trust_remote_code},
+        )
+        return build_native(
+            source,
+            num_frames=model.num_frames,
+            image_size=model.image_size,
+            resize_strategy=model.image_resize_strategy,
+            template_id=model.prompt_template,
+            max_length=model.llm_max_length,
+        )
     vision = build_vision(
         model.vision_backbone_id,
         pretrained=model.pretrained_backbones and "vision_backbone" not in weights_come,
@@ -139,6 +156,8 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
     """
     model = cfg.model
     unsaved = set() if model.pretrained_backbones else {"vision_backbone", "llm_backbone"}
+    if unsaved and model.model_path is not None:
+        unsaved.add("projector")
     if model.init_from_model:
         source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
         for path in filter(None, (source.frozen, source.weights)):
@@ -181,13 +200,13 @@ def build_loader(
             decoder=data.decoder,
             short_clips=data.short_clips,
             image_spec=vlm.vision_backbone.image_spec,
-            resize_strategy=cfg.model.image_resize_strategy,
+            resize_strategy=vlm.resize_strategy,
             augmentations=data.augmentations if train else (),
         ),
         # The align stage learns captions alone: no question in front of them.
         template=caption if cfg.stage == "align" else vlm.template,
         tokenizer=tokenizer,
-        layout=cfg.model.visual_token_layout,
+        layout=vlm.layout,
         max_length=cfg.model.llm_max_length,
         tokens_per_clip=vlm.tokens_per_clip,
         context_length=vlm.llm_backbone.context_length,
