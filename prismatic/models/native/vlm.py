@@ -117,7 +117,8 @@ class NativeVLM(PrismaticVLM):
         text = text.replace(getattr(processor, "video_token", None) or PLACEHOLDERS[1], PLACEHOLDERS[1])
         missing = check_placeholders([text], num_media) if num_media else 0
         media = template.medium.replace("{slots}", PLACEHOLDERS[0]) * missing
-        start = template.first.partition("{message}")[0].removesuffix(template.before_text)
+        opening = template.human("\0", first=True).removeprefix(template.bos)
+        start = opening.partition("\0")[0].removesuffix(template.before_text)
         at = len(start) if text.startswith(start) else 0
         return text[:at] + media + text[at:]
 

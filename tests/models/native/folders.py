@@ -182,7 +182,7 @@ def _fast(kind: str, folder: Path) -> None:
         "architecture": "fastvit_t8",  # the smallest of the family that FastViT-HD belongs to; stride 32
         "do_pooling": True,
         "global_pool": "avg",
-        "hidden_size": 384,
+        "hidden_size": 768,
         "model_args": {"inference_mode": True},
     }
     config = FastVlmConfig(
@@ -192,7 +192,7 @@ def _fast(kind: str, folder: Path) -> None:
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    FastVlmForConditionalGeneration(config).save_pretrained(folder)
+    _lively(FastVlmForConditionalGeneration(config)).save_pretrained(folder)
     LlavaProcessor(
         CLIPImageProcessor(
             size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0] * 3, image_std=[1] * 3
