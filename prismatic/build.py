@@ -21,6 +21,7 @@ from prismatic.data.pack import collate
 from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
+from prismatic.models.llm import lora
 from prismatic.models.llm.build import build_llm
 from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
@@ -52,6 +53,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     )
     save_llm_definition(vlm, definition)
     unsaved = start_from(vlm, cfg)
+    add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
     return Trainer(
@@ -61,7 +63,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
         val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
         world=world,
         run_dir=run_dir,
-        frozen_modules=[name for name in unsaved if name not in vlm.trainable_modules()],
+        frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
     )
 
 
@@ -164,6 +166,10 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
             weights = read_weights(path)
             apply_weights(vlm, weights, path)
             unsaved |= modules_in(weights)
+        if source.adapter is not None:
+            lora.load_adapter(vlm.llm_backbone, source.adapter)
+            lora.merge_adapter(vlm.llm_backbone)
+            unsaved.add("llm_backbone")
     if cfg.pretrained_checkpoint is not None:
         weights = read_weights(cfg.pretrained_checkpoint)
         projector = {key: value for key, value in weights.items() if key.startswith(("projector.", "aggregator."))}
@@ -177,6 +183,20 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
             f"--model.arch_specifier no-align+{model.arch_specifier}"
         )
     return sorted(unsaved)
+
+
+def add_adapters(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
+    """Put LoRA adapters into the LLM when the configuration asks for them. Its weights must be loaded before."""
+    wanted = cfg.model.lora
+    if wanted.rank:
+        lora.add_adapter(
+            vlm.llm_backbone,
+            rank=wanted.rank,
+            alpha=wanted.alpha,
+            dropout=wanted.dropout,
+            target_modules=wanted.target_modules,
+            seed=cfg.seed,
+        )
 
 
 def build_loader(

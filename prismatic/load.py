@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import prismatic.conf.presets  # noqa: F401  registers the ids that a saved configuration may name
 from prismatic.build import build_vlm, read_token
 from prismatic.conf.hub import HUB_MODELS, hub_model
-from prismatic.conf.models import ModelConfig
+from prismatic.conf.models import LoRAConfig, ModelConfig
 from prismatic.models.checkpoints import (
     CheckpointLoadError,
     Source,
@@ -20,6 +22,7 @@ from prismatic.models.checkpoints import (
     read_weights,
     resolve_source,
 )
+from prismatic.models.llm.lora import load_adapter
 from prismatic.models.vlm import PrismaticVLM
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,13 @@ def load(
     )
     for path, state in weights.items():
         apply_weights(vlm, state, path)
+    if source.adapter is not None:
+        load_adapter(vlm.llm_backbone, source.adapter)
+    elif config.lora.rank and source.run_dir is not None:
+        raise CheckpointLoadError(
+            f"{source.weights}: the run trained adapters (--model.lora.rank {config.lora.rank}), but the folder with "
+            "them, whose name ends in '-adapter', is not beside the weights"
+        )
     return vlm.eval()
 
 
@@ -83,6 +93,8 @@ def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
     if unknown:
         raise CheckpointLoadError(f"{path}: unknown settings {', '.join(unknown)}; was it written by a newer version?")
     config = ModelConfig(**{name: value for name, value in saved.items() if name in known})
+    if isinstance(config.lora, dict):
+        config.lora = LoRAConfig(**{**config.lora, "target_modules": tuple(config.lora["target_modules"])})
     if "prompt_template" not in saved:
         config.prompt_template = _OLDER_TEMPLATES.get(config.llm_backbone_id)
     return config
@@ -117,3 +129,13 @@ def get_model_description(model_id_or_name: str) -> dict[str, Any]:
 def _token(hf_token: str | None) -> str | None:
     # A token itself is taken as it is; the hub's tokens begin so.
     return hf_token if hf_token is None or hf_token.startswith("hf_") else read_token(hf_token)
+
+
+class _CallableModule(ModuleType):
+    """Importing this module puts it in the place of the function `prismatic.load`, so it does the function's work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PrismaticVLM:
+        return load(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

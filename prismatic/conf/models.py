@@ -35,6 +35,33 @@ class StageConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters in the LLM: stages finetune and full-finetune then train them in the place of its weights."""
+
+    rank: int = 0  # Rank of the adapters; 0: none, the LLM's own weights are trained
+    alpha: float = 16.0  # Adapters are scaled by alpha / rank
+    dropout: float = 0.05  # Dropout in front of the adapters
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")  # Layers that get one, in brackets; '["all-linear"]': all
+
+    def validate(self, stage: str) -> None:
+        """Raises ValueError naming the flag when a value cannot work, or has no effect."""
+        if self.rank < 0:
+            raise ValueError(f"--model.lora.rank must be at least 0, got {self.rank}")
+        if not self.rank:
+            if self != LoRAConfig():
+                raise ValueError("--model.lora.* has no effect without --model.lora.rank; for example pass 16")
+            return
+        if stage == "align":
+            raise ValueError("--model.lora.rank has no effect in --stage align, which does not train the LLM; drop it")
+        if not self.alpha > 0:
+            raise ValueError(f"--model.lora.alpha must be greater than 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--model.lora.dropout must be at least 0 and less than 1, got {self.dropout}")
+        if not self.target_modules:
+            raise ValueError("""--model.lora.target_modules is empty; for example pass '["q_proj","v_proj"]'""")
+
+
+@dataclass
 class ModelConfig(draccus.ChoiceRegistry):
     """A vision backbone, a frame aggregator, a projector and an LLM by id, and the optimization of each stage."""
 
@@ -55,6 +82,8 @@ class ModelConfig(draccus.ChoiceRegistry):
     pretrained_backbones: bool = True  # false: backbones from their configs with random weights, nothing downloaded
     rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (dynamic RoPE scaling)
     trust_remote_code: bool = False  # Allow code from a model repository to run
+
+    lora: LoRAConfig = field(default_factory=LoRAConfig)  # Low-rank adapters in the LLM
 
     init_from_model: str | None = None  # Start from these weights: a run dir, a checkpoint file, or a model id
     repo_id: str | None = None  # Hub repository in which `init_from_model` is a folder
@@ -132,6 +161,7 @@ class ModelConfig(draccus.ChoiceRegistry):
             raise ValueError(f"--model.num_frames must be at least 1, got {self.num_frames}")
         if self.llm_max_length < 8:
             raise ValueError(f"--model.llm_max_length must be at least 8, got {self.llm_max_length}")
+        self.lora.validate(stage)
         self._validate_native()
         cfg, prefix = self.stage(stage), "--model.align_" if stage == "align" else "--model.finetune_"
         for name in ("epochs", "global_batch_size", "per_device_batch_size"):

@@ -6,7 +6,7 @@ soft-capping, scaled embeddings) stay inside the family's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prismatic.models.llm.lora import adapter_parameters
+
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,7 +33,8 @@ class HFCausalLM(nn.Module):
     """A causal LM with its tokenizer.
 
     llm: the Transformers model (state-dict prefix `llm.`). tokenizer: pads on the right with a token of its own.
-    template_id: prompt template of its row; None for the tokenizer's own chat template.
+    template_id: prompt template of its row; None for the tokenizer's own chat template. adapter: settings of the LoRA
+    adapters inside `llm`, None without (lora.py).
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class HFCausalLM(nn.Module):
         self.llm = llm
         self.tokenizer = tokenizer
         self.template_id = template_id
+        self.adapter: LoraConfig | None = None
         self.embed_dim = int(llm.get_input_embeddings().weight.shape[1])
         self._layers_name = _find_layers(llm)
 
@@ -62,6 +67,10 @@ class HFCausalLM(nn.Module):
     def separates(self) -> bool:
         """Whether attention stops where position ids restart."""
         return self.llm.config.get_text_config().model_type in SEPARATES_BY_POSITION
+
+    def used_parameters(self) -> Iterable[nn.Parameter]:
+        """What a stage that trains the LLM trains: all of it, or its adapters alone where it has some."""
+        return self.parameters() if self.adapter is None else adapter_parameters(self)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids int64 [B, S] to embeddings [B, S, D]."""
