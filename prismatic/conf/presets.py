@@ -7,7 +7,7 @@ Gemma and DINOv2+SigLIP or SigLIP, and the 13B SigLIP one, build what their ids 
 from __future__ import annotations
 
 from dataclasses import field, make_dataclass
-from typing import Any
+from typing import Any, Literal  # noqa: F401  Literal: draccus resolves the types of fields that a row changes here
 
 from prismatic.conf.models import NATIVE_MODEL_ID, ModelConfig
 
