@@ -44,6 +44,8 @@ def _takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template renders messages that are lists of texts and images."""
     from jinja2 import TemplateError
 
+    if not getattr(tokenizer, "chat_template", None):
+        return False
     try:
         text = _render(tokenizer, 0)
     except (TemplateError, TypeError):  # a template that adds strings cannot add a list

@@ -197,6 +197,7 @@ def _processor(source: NativeSource) -> Any:
 
 def _model(source: NativeSource, family: NativeFamily, config: PretrainedConfig) -> PreTrainedModel:
     import transformers
+    from safetensors import SafetensorError
 
     model_class = getattr(transformers, family.model_class)
     if not source.pretrained:
@@ -211,7 +212,7 @@ def _model(source: NativeSource, family: NativeFamily, config: PretrainedConfig)
     options.pop("trust_remote_code")  # the class is Transformers' own
     try:
         return model_class.from_pretrained(source.path, config=config, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"{FLAG} {source.path}: cannot load the weights: {first_line(error)}; check the path, the network and "
             "--hf_token, or build it with random weights: --model.pretrained_backbones false"
