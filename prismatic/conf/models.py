@@ -140,7 +140,7 @@ class ModelConfig(draccus.ChoiceRegistry):
         if self.model_id == NATIVE_MODEL_ID:
             if not self.model_path:
                 raise ValueError(
-                    f"--model.type {NATIVE_MODEL_ID} needs --model.model_path: a Transformers VLM, by hub name or folder"
+                    f"--model.type {NATIVE_MODEL_ID} needs --model.model_path: a hub name or local folder"
                 )
             fixed = ModelConfig.get_choice_class(NATIVE_MODEL_ID)()
             for name in _COMPOSED:

@@ -131,9 +131,7 @@ class PrismaticVLM(nn.Module):
         if not counts:
             embeds = embeds + 0.0 * visual.sum().to(embeds.dtype)
         places = rows * batch.input_ids.shape[1] + columns
-        loss = self.llm_backbone.token_losses(
-            embeds, self.positions(batch), places, targets[rows, columns]
-        )
+        loss = self.llm_backbone.token_losses(embeds, self.positions(batch), places, targets[rows, columns])
         return LossOutput(loss, torch.tensor(len(rows), device=loss.device))
 
     def encode(self, frames: torch.Tensor, frames_per_medium: Sequence[int]) -> torch.Tensor:

@@ -17,8 +17,8 @@ _TEXT = "MARKtextMARK"
 def processor_template(tokenizer: PreTrainedTokenizerBase, image_token: str) -> ChatTemplate:
     """The chat format in `tokenizer.chat_template`, with the `medium` that it writes for an image.
 
-    image_token: the model's placeholder of an image. A video is written in the same way, around its own placeholder. Raises ValueError when there is no chat template, or one that
-    cannot be taken apart.
+    image_token: the model's placeholder of an image. A video is written in the same way, around its own placeholder.
+    Raises ValueError when there is no chat template, or one that cannot be taken apart.
     """
     in_parts = _takes_parts(tokenizer)
     template = tokenizer_template(tokenizer, in_parts=in_parts)

@@ -138,7 +138,6 @@ class ChatTemplate:
             )
         return replace(self, end=self.end.replace(end, tokenizer.eos_token), stop=(tokenizer.eos_token,))
 
-
     def _fill(self, form: str, text: str, system: str = "") -> str:
         # Not str.format: messages and the templates of tokenizers hold braces.
         before, field, after = form.partition("{message}")
@@ -163,7 +162,6 @@ def check_role(role: str, index: int) -> None:
     due = "gpt" if index % 2 else "human"
     if role != due:
         raise ValueError(f"turn {index + 1} of the conversation must be from '{due}', not '{role}' (human begins)")
-
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:

@@ -68,9 +68,7 @@ def test_a_run_trains_merger_and_llm_and_loads_back(trained: Path, qwen: Path) -
     assert prismatic.load(trained, num_frames=2).tokens_per_clip(2) == 4
 
 
-def test_resume_and_two_ranks_equal_one_run(
-    trained: Path, qwen: Path, shapes: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_resume_and_two_ranks_equal_one_run(trained: Path, qwen: Path, shapes: tuple[str, ...], tmp_path: Path) -> None:
     half = _args(qwen, shapes, tmp_path, "native", "--model.finetune_max_steps", "4", "--checkpoint_interval", "2")
     _run("pretrain.py", *half, "--keep_checkpoints", "9", ranks=2)
     losses = [row["Finetune/Loss (Raw)"] for row in metric_rows(tmp_path / "native")]

@@ -6,7 +6,7 @@ soft-capping, scaled embeddings) stay inside the family's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prismatic.models.llm.lora import adapter_parameters
+from prismatic.models.rotary import KeepsFrequencies
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -29,7 +30,7 @@ SEPARATES_BY_POSITION = frozenset(
 models, let packed examples see each other without a word, so their rows are taken apart first."""
 
 
-class HFCausalLM(nn.Module):
+class HFCausalLM(KeepsFrequencies):
     """A causal LM with its tokenizer.
 
     llm: the Transformers model (state-dict prefix `llm.`). tokenizer: pads on the right with a token of its own.
@@ -129,21 +130,6 @@ class HFCausalLM(nn.Module):
         """Write tokenizer and configuration (no weights), from which `build_llm(tokenizer=folder)` builds the same."""
         self.tokenizer.save_pretrained(folder)
         self.llm.config.save_pretrained(folder)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HFCausalLM:
-        # `.to(bfloat16)` must not round the RoPE frequencies: at position 9000 that is an error of whole turns.
-        kept = [
-            (module, name, buffer)
-            for module in self.llm.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name in module._non_persistent_buffers_set and buffer.dtype == torch.float32 and not buffer.is_meta
-        ]
-        super()._apply(fn, recurse)
-        for module, name, buffer in kept:
-            moved = module._buffers[name]
-            if moved is not None and moved.dtype != buffer.dtype:
-                module._buffers[name] = buffer.to(moved.device)
-        return self
 
 
 def _find_layers(llm: nn.Module) -> str:

@@ -8,12 +8,13 @@ stages, sharding and checkpoints work as for every other model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from prismatic.models.rotary import KeepsFrequencies
 from prismatic.registry import Registry
 from prismatic.types import ImageSpec
 
@@ -21,7 +22,7 @@ PLAIN_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers with one grid of patches a frame -> how many tokens (CLS) stand in front of them."""
 
 
-class NativeVision(nn.Module):
+class NativeVision(KeepsFrequencies):
     """Base of the vision parts. image_spec: how frames must be prepared. A clip of one frame is an image.
 
     A subclass defines `num_tokens` and `forward`.
@@ -105,7 +106,6 @@ class NativeFamily:
     template: str = "vicuna-v15"
     medium: str = "{slots}\n"
     has_video: bool = False
-    num_frames: int | None = field(default=None)
 
 
 NATIVE_FAMILIES: Registry[NativeFamily] = Registry(

@@ -85,6 +85,18 @@ def test_sizes_of_published_fastvlm() -> None:
     assert counts == {256: 16, 512: 64, 768: 144, 1024: 256, 1536: 576}
 
 
+def test_bf16_keeps_frequencies_and_answers(native_family: str, native) -> None:
+    vlm = native(native_family)
+    before = {n: b.clone() for n, b in vlm.named_buffers() if "inv_freq" in n}
+    vlm.to(torch.device("cpu"), dtype=torch.bfloat16)
+    after = dict(vlm.named_buffers())
+    assert before and all(after[name].equal(buffer) for name, buffer in before.items())
+    R = vlm.vision_backbone.image_spec.resolution
+    builder = vlm.get_prompt_builder()
+    builder.add_turn("human", "What happens?")
+    assert isinstance(vlm.generate(np.zeros((4, R, R, 3), np.uint8), builder.get_prompt(), max_new_tokens=2), str)
+
+
 @pytest.mark.parametrize(("kind", "size", "tokens"), [("qwen2_vl", 84, 9), ("llava_onevision", 48, 51)])
 def test_image_size(kind: str, size: int, tokens: int, native) -> None:
     """A size of the user's own, beyond the processor's bounds too; the processor agrees (checked while building)."""
@@ -99,7 +111,7 @@ def test_image_size(kind: str, size: int, tokens: int, native) -> None:
 def test_a_fixed_tower_refuses_another_size(native) -> None:
     with pytest.raises(ValueError, match=r"--model\.image_size 64.*32 pixels"):
         native("llava", image_size=64)
-    with pytest.raises(ValueError, match="multiple of 28.*--model.image_size 56"):
+    with pytest.raises(ValueError, match=r"multiple of 28.*--model\.image_size 56"):
         native("qwen2_vl", image_size=57)
 
 
@@ -117,7 +129,7 @@ def test_a_processor_that_contradicts_the_model_is_refused(folder, tmp_path: Pat
     path = copy / "processor_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "patch_size": 4}))
-    with pytest.raises(ValueError, match="makes 16 visual tokens of 1 frame.*reserves 64"):
+    with pytest.raises(ValueError, match=r"makes 16 visual tokens of 1 frame.*reserves 64"):
         build_native(NativeSource(str(copy)), num_frames=2)
     path.write_text(json.dumps({**config, "patch_size": None}))
     with pytest.raises(ValueError, match="cannot prepare an image"):
@@ -128,7 +140,7 @@ def test_foreign_or_broken_folders_are_refused(folder, tmp_path: Path) -> None:
     copy = shutil.copytree(folder("llava"), tmp_path / "llava")
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="--model.model_path.*cannot load the weights"):
+    with pytest.raises(ValueError, match=r"--model\.model_path.*cannot load the weights"):
         build_native(NativeSource(str(copy)), num_frames=2)
     config = json.loads((copy / "config.json").read_text())
     config["vision_config"] = {"model_type": "pixtral", "hidden_size": 24, "num_hidden_layers": 1}
