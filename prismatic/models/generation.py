@@ -35,16 +35,16 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
         return []
     tokenizer = vlm.llm_backbone.tokenizer
     with _evaluating(vlm):
-        rows = _prompt_embeddings(vlm, clips, prompts)
+        rows = prompt_embeddings(vlm, clips, prompts)
         kwargs["max_new_tokens"] = _room(vlm, max(map(len, rows)), kwargs)
         embeds, mask = _pad_left(rows)
-        ends = _end_tokens(vlm, kwargs.pop("eos_token_id", None))
+        ends = end_tokens(vlm, kwargs.pop("eos_token_id", None))
         if not kwargs.setdefault("do_sample", False):
             # Sampling values of the publisher's generation_config would only raise warnings.
             kwargs = {"temperature": None, "top_p": None, "top_k": None, **kwargs}
         if "stop_strings" in kwargs:
             kwargs.setdefault("tokenizer", tokenizer)
-        stops = _stop_texts(vlm)
+        stops = stop_texts(vlm)
         if stops:
             kwargs["stopping_criteria"] = _criteria(tokenizer, stops, kwargs.get("stopping_criteria"))
         ids = vlm.llm_backbone.llm.generate(
@@ -63,7 +63,7 @@ def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per
     """Normalised likelihoods of `choices`. See PrismaticVLM.score_choices."""
     answers = _choice_ids(vlm, choices)
     with _evaluating(vlm):
-        embeds = _prompt_embeddings(vlm, [clip], [prompt])[0]
+        embeds = prompt_embeddings(vlm, [clip], [prompt])[0]
         _check_context(vlm, len(embeds), max(map(len, answers)))
         log_likelihoods = _answer_losses(vlm, embeds, answers)
     if per_token:
@@ -82,7 +82,7 @@ def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
         vlm.train(training)
 
 
-def _prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+def prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
     """Embeddings [S, D] of each prompt with its visual tokens; all frames go through the vision backbone together."""
     encoded = [vlm.encode_clips(frames) for frames in clips]
     rows = []
@@ -134,7 +134,7 @@ def _check_context(vlm: PrismaticVLM, length: int, new: int) -> None:
         )
 
 
-def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
+def end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
     """Tokens that end an answer: the caller's, or the tokenizer's, the publisher's and the template's."""
     if asked is not None:
         return [asked] if isinstance(asked, int) else list(asked)
@@ -147,7 +147,7 @@ def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[in
     return sorted({end for end in ends if end is not None})
 
 
-def _stop_texts(vlm: PrismaticVLM) -> list[str]:
+def stop_texts(vlm: PrismaticVLM) -> list[str]:
     """Strings of the template that end an answer and are more than one token."""
     tokenizer = vlm.llm_backbone.tokenizer
     return [text for text in vlm.template.stop if len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 1]
