@@ -6,6 +6,7 @@ The folder is written under another name, checked, and renamed: what stands at `
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def export(cfg: ExportConfig) -> str:
     target = cfg.output_dir
     _check_target(target)
     token = read_token(cfg.hf_token)
-    vlm, saved = load_source(cfg.model_path, hf_token=token)
+    vlm, saved = load_source(cfg.model_path, token)
     if cfg.merge_lora:
         if vlm.llm_backbone.adapter is None:
             raise ExportError(f"--merge_lora true: {cfg.model_path} has no LoRA adapters; drop the flag")
@@ -51,6 +52,7 @@ def export(cfg: ExportConfig) -> str:
         else:
             prismatic.write(vlm.to(dtype=dtype), saved.config, partial, modules=saved.modules)
             lines = [_verify_older(vlm, partial)] if cfg.verify else []
+        _open_to_readers(partial)
         if target.exists():
             target.rmdir()  # empty, as was checked
         partial.rename(target)
@@ -90,6 +92,14 @@ def _check_target(target: Path) -> None:
         probe.rmdir()
     except OSError as error:
         raise ValueError(f"--output_dir {target} cannot be written: {error}") from error
+
+
+def _open_to_readers(folder: Path) -> None:
+    # safetensors makes files that only their owner can read, whatever the umask says.
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
 
 
 def _verify_older(vlm: torch.nn.Module, folder: Path) -> str:

@@ -73,6 +73,8 @@ def build_model(vlm: PrismaticVLM, export: HFExport, dtype: torch.dtype) -> PreT
     tower, llm = export.tower, vlm.llm_backbone.llm
     text = copy.deepcopy(llm.config)
     text.vocab_size, text.dtype = export.tokenizer.rows, dtype
+    # vLLM picks the LLM's class by it; and where the configuration was read from is nobody's business.
+    text.architectures, text._name_or_path = [type(llm).__name__], ""
     fast = tower.kind == "fastvit"
     config_class = FastVlmConfig if fast else LlavaConfig
     config = config_class(
