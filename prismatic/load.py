@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,19 +53,39 @@ def load(
     """
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-    token = _token(hf_token)
+    return load_source(model_id_or_path, _token(hf_token), cache_dir, num_frames=num_frames)[0]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a model was loaded from. name: of the run or id. config: of the run. modules: those with weights in it."""
+
+    name: str
+    config: dict[str, Any]
+    modules: frozenset[str]
+
+
+def load_source(
+    model_id_or_path: str | Path,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    *,
+    num_frames: int | None = None,
+) -> tuple[PrismaticVLM, Saved]:
+    """`load`, and what was found at the path. token: a hub token itself."""
     source = resolve_source(model_id_or_path, hf_token=token, cache_dir=cache_dir)
     config = model_config(read_model_config(source.config), source.config)
     if num_frames is not None:
         config.num_frames = num_frames
     files = [path for path in (source.frozen, source.weights) if path is not None]
     weights = {path: read_weights(path) for path in files}
+    modules = frozenset().union(*(modules_in(state) for state in weights.values()))
     vlm = build_vlm(
         config,
         hf_token=token,
         cache_dir=cache_dir,
         llm_definition=_definition(source),
-        weights_come=frozenset().union(*(modules_in(state) for state in weights.values())),
+        weights_come=modules,
     )
     for path, state in weights.items():
         apply_weights(vlm, state, path)
@@ -75,7 +96,8 @@ def load(
             f"{source.weights}: the run trained adapters (--model.lora.rank {config.lora.rank}), but the folder with "
             "them, whose name ends in '-adapter', is not beside the weights"
         )
-    return vlm.eval()
+    name = source.run_dir.name if source.run_dir else str(model_id_or_path)
+    return vlm.eval(), Saved(name, json.loads(source.config.read_text(encoding="utf-8")), modules)
 
 
 def _definition(source: Source) -> Path | None:

@@ -30,6 +30,7 @@ LAYERS = {
     "load": 6,
     "preview": 6,
     "ask": 7,
+    "publish": 7,
     "__init__": 8,
     "__main__": 8,
 }

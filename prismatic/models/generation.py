@@ -35,18 +35,18 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
         return []
     tokenizer = vlm.llm_backbone.tokenizer
     with _evaluating(vlm):
-        rows = _prompt_rows(vlm, clips, prompts)
+        rows = prompt_rows(vlm, clips, prompts)
         kwargs["max_new_tokens"] = _room(vlm, max(len(row.embeds) for row in rows), kwargs)
         embeds, mask, positions = _pad_left(rows)
         if positions is not None:
             kwargs["position_ids"] = positions
-        ends = _end_tokens(vlm, kwargs.pop("eos_token_id", None))
+        ends = end_tokens(vlm, kwargs.pop("eos_token_id", None))
         if not kwargs.setdefault("do_sample", False):
             # Sampling values of the publisher's generation_config would only raise warnings.
             kwargs = {"temperature": None, "top_p": None, "top_k": None, **kwargs}
         if "stop_strings" in kwargs:
             kwargs.setdefault("tokenizer", tokenizer)
-        stops = _stop_texts(vlm)
+        stops = stop_texts(vlm)
         if stops:
             kwargs["stopping_criteria"] = _criteria(tokenizer, stops, kwargs.get("stopping_criteria"))
         ids = vlm.llm_backbone.llm.generate(
@@ -65,7 +65,7 @@ def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per
     """Normalised likelihoods of `choices`. See PrismaticVLM.score_choices."""
     answers = _choice_ids(vlm, choices)
     with _evaluating(vlm):
-        row = _prompt_rows(vlm, [clip], [prompt])[0]
+        row = prompt_rows(vlm, [clip], [prompt])[0]
         _check_context(vlm, len(row.embeds), max(map(len, answers)))
         log_likelihoods = _answer_losses(vlm, row, answers)
     if per_token:
@@ -84,14 +84,19 @@ def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
         vlm.train(training)
 
 
-class _PromptRow(NamedTuple):
+class PromptRow(NamedTuple):
     """embeds: [S, D]. positions: int64 [3, S] for models that place visual tokens in space, else None."""
 
     embeds: torch.Tensor
     positions: torch.Tensor | None
 
 
-def _prompt_rows(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[_PromptRow]:
+def prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Embeddings [S, D] of each prompt with its visual tokens."""
+    return [row.embeds for row in prompt_rows(vlm, clips, prompts)]
+
+
+def prompt_rows(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[PromptRow]:
     """Each prompt with its visual tokens; the frames of a prompt go through the vision backbone together."""
     encoded = [vlm.encode_clips(frames) for frames in clips]
     rows = []
@@ -100,7 +105,7 @@ def _prompt_rows(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]
         ids_t = torch.tensor([_prompt_ids(vlm, prompt, media_tokens)], device=vlm.device)
         width = vlm.llm_backbone.embed_dim
         visual = torch.cat([clip.tokens for clip in media]) if media else torch.zeros(0, width, device=vlm.device)
-        rows.append(_PromptRow(vlm.splice(ids_t, visual)[0], vlm.prompt_positions(ids_t[0], media_tokens)))
+        rows.append(PromptRow(vlm.splice(ids_t, visual)[0], vlm.prompt_positions(ids_t[0], media_tokens)))
     return rows
 
 
@@ -112,7 +117,7 @@ def _prompt_ids(vlm: PrismaticVLM, prompt: str, media_tokens: Sequence[int]) -> 
     return ids + tokenizer(vlm.template.head, add_special_tokens=False)["input_ids"] if vlm.template.head else ids
 
 
-def _pad_left(rows: Sequence[_PromptRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _pad_left(rows: Sequence[PromptRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Rows to embeddings [B, S, D] and attention mask int64 [B, S]; answers then start in one column.
 
     The third are positions int64 [4, B, S] (of the text, then of time, height and width), where rows have them.
@@ -152,7 +157,7 @@ def _check_context(vlm: PrismaticVLM, length: int, new: int) -> None:
         )
 
 
-def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
+def end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
     """Tokens that end an answer: the caller's, or the tokenizer's, the publisher's and the template's."""
     if asked is not None:
         return [asked] if isinstance(asked, int) else list(asked)
@@ -165,7 +170,7 @@ def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[in
     return sorted({end for end in ends if end is not None})
 
 
-def _stop_texts(vlm: PrismaticVLM) -> list[str]:
+def stop_texts(vlm: PrismaticVLM) -> list[str]:
     """Strings of the template that end an answer and are more than one token."""
     tokenizer = vlm.llm_backbone.tokenizer
     return [text for text in vlm.template.stop if len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 1]
@@ -209,7 +214,7 @@ def _choice_ids(vlm: PrismaticVLM, choices: Sequence[str]) -> list[list[int]]:
     return rows
 
 
-def _answer_losses(vlm: PrismaticVLM, row: _PromptRow, answers: Sequence[Sequence[int]]) -> torch.Tensor:
+def _answer_losses(vlm: PrismaticVLM, row: PromptRow, answers: Sequence[Sequence[int]]) -> torch.Tensor:
     """Log-likelihoods fp64 [C] of answers after a prompt."""
     C, L = len(answers), max(map(len, answers))
     ids = torch.zeros(C, L, dtype=torch.long, device=vlm.device)
@@ -222,7 +227,7 @@ def _answer_losses(vlm: PrismaticVLM, row: _PromptRow, answers: Sequence[Sequenc
     return (tokens * real).sum(dim=1, dtype=torch.float64).cpu()
 
 
-def _logits_after(vlm: PrismaticVLM, row: _PromptRow, ids: torch.Tensor) -> torch.Tensor:
+def _logits_after(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch.Tensor:
     """Logits [C, L + 1, V] after a prompt and after each of the ids [C, L] that continue it.
 
     The prompt is computed once and its keys and values are shared. Padding stands behind the real tokens of a row,
@@ -244,7 +249,7 @@ def _logits_after(vlm: PrismaticVLM, row: _PromptRow, ids: torch.Tensor) -> torc
     return torch.cat([first.expand(C, 1, -1), rest], dim=1)
 
 
-def _logits_repeated(vlm: PrismaticVLM, row: _PromptRow, ids: torch.Tensor) -> torch.Tensor:
+def _logits_repeated(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch.Tensor:
     """The same for families whose cache is of another kind: the prompt is computed with each answer."""
     assert row.positions is None, "every family with positions in space has the standard cache"
     rows = torch.cat([row.embeds.expand(len(ids), -1, -1), vlm.llm_backbone.embed(ids)], dim=1)

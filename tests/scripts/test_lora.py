@@ -103,11 +103,11 @@ def test_two_then_two_steps_equal_four(
 def test_two_processes_and_a_run_that_starts_from_an_adapted_one(
     adapted: Path, shapes: tuple[str, ...], tmp_path: Path, call: Script
 ) -> None:
-    args = _args(shapes, tmp_path, "two", 4, "--model.lora.dropout", "0.0", "--model.enable_gradient_checkpointing", "true")
-    done = call("pretrain.py", *args, "--model.init_from_model", str(adapted), ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one = call("pretrain.py", *[a.replace("two", "one") for a in args], "--model.init_from_model", str(adapted))
-    assert one.returncode == 0, one.stderr[-3000:]
+    more = ("--model.lora.dropout", "0.0", "--model.enable_gradient_checkpointing", "true")
+    for name, ranks in (("two", 2), ("one", 1)):
+        args = _args(shapes, tmp_path, name, 4, *more, "--model.init_from_model", str(adapted))
+        done = call("pretrain.py", *args, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
     two_losses, one_losses = (
         [r["Finetune/Loss (Raw)"] for r in metric_rows(tmp_path / name)] for name in ("two", "one")
     )

@@ -46,13 +46,14 @@ def add_adapter(
     unknown = [t for t in target_modules if t != ALL_LINEAR and not _fits(t, backbone.llm)]
     if unknown:
         raise AdapterError(f"{FLAG}: this LLM has no layer '{unknown[0]}'; it has {', '.join(leaves)}, or {ALL_LINEAR}")
+    name = getattr(backbone.llm.config, "_name_or_path", None)
     config = _peft().LoraConfig(
         r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # peft's own files hold an integer
         lora_dropout=dropout,
         target_modules=ALL_LINEAR if ALL_LINEAR in target_modules else list(target_modules),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=getattr(backbone.llm.config, "_name_or_path", None) or None,
+        base_model_name_or_path=name if name and not Path(name).is_dir() else None,
     )
     _inject(backbone, config, seed)
 

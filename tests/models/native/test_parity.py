@@ -11,7 +11,7 @@ import torch
 
 from prismatic.data.pack import collate
 from prismatic.data.tokenize import tokenize_chat
-from prismatic.models.generation import _prompt_rows
+from prismatic.models.generation import prompt_rows
 from prismatic.prompting import place_turns
 from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Example, Turn
 
@@ -97,7 +97,7 @@ def test_ids_logits_and_greedy_text(native_family: str, T: int, native, official
     inputs = theirs.inputs(frames)
     clip = frames[0] if T == 1 else frames
     with torch.no_grad():
-        row = _prompt_rows(vlm, [clip], [_prompt(vlm)])[0]
+        row = prompt_rows(vlm, [clip], [_prompt(vlm)])[0]
         positions = {} if row.positions is None else {"position_ids": row.positions[:, None]}
         ours = vlm.llm_backbone.llm(inputs_embeds=row.embeds[None], **positions).logits[0]
         expected = theirs.model(**inputs).logits[0]
