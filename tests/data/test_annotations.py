@@ -281,7 +281,7 @@ def test_folder_in_the_place_of_a_file(root: Path) -> None:
         ({"image": "a.jpg", "conversations": [CHAT[0], CHAT[1], *CHAT]}, "2 <image>/<video> placeholders but 1 images"),
         (
             {"videos": ["a.mp4"], "num_frames_per_video": 0, "conversations": TEXT},
-            "must be a count of 1 or more, got 0",
+            "must be a count of 1 or more, or a list of them, got 0",
         ),
         ({"videos": ["a.mp4"], "num_frames_per_video": "4", "conversations": TEXT}, "must be a count"),
         ({"videos": ["a.mp4"], "num_frames_per_video": [4, 4], "conversations": TEXT}, "lists 2 counts for 1 videos"),
