@@ -19,7 +19,7 @@ WINDOW_STEPS = 50  # Rates and the time left are taken over this many steps
 class StepFacts:
     """One optimizer step over all processes.
 
-    seconds: wall time since the step before, data_wait: the part of it in which the step waited for data. tokens:
+    seconds: wall time of the step, data_wait: the part of it in which it waited for its data. tokens:
     positions that are not padding; frames, examples: how many of each.
     """
 

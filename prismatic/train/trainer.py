@@ -141,7 +141,7 @@ class Trainer:
         """One optimizer step over this process's micro-batches; every process calls it.
 
         Args:
-            data_wait: seconds that the batches took to come. began: `time.perf_counter()` at the end of the last step.
+            data_wait: seconds that the batches took to come. began: `time.perf_counter()` when they were asked for.
 
         Returns an exit code when a signal asks to stop, before or after the step; the position says which.
         """
@@ -301,6 +301,7 @@ class Trainer:
         source = folder.find(self.cfg.resume, self.run_dir)
         if source is None:
             folder.set_aside(self.run_dir, after_step=0)
+            self.skips.resume(0, 0)
             checkpoint.check_room(self.run_dir, self.vlm, self.trained_modules)
             if self.frozen_modules:
                 weights.save_frozen(here, self.vlm, self.frozen_modules)

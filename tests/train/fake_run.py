@@ -141,9 +141,9 @@ class FakeLoader:
             ids=tuple(f"row-{index}" for index, _ in picks),
             useful=10 * len(ids),
             skipped=tuple(
-                Skip(f"row-{i}", f"rows.json, row {i}", "it is empty", 0, i)
-                for i, counted in picks
-                if counted and i in self.broken
+                Skip(f"row-{index}", f"rows.json, row {index}", "it is empty", 0, index)
+                for index, counted in picks
+                if counted and index in self.broken
             ),
         )
 

@@ -196,11 +196,13 @@ def test_empty_data_is_an_error(trainer: Make) -> None:
 def test_skips_are_listed_and_stop_the_run_above_the_share(trainer: Make) -> None:
     run = trainer(count=32)
     run.train_loader.broken = {3}
+    (run.run_dir / "skipped.jsonl").write_text('{"id": "stale"}\n')  # Of an attempt that got to no checkpoint
     run.skips._max_share = 0.05  # 1 of 32
     assert run.fit() == 0
     rows = [json.loads(line) for line in (run.run_dir / "skipped.jsonl").read_text().splitlines()]
     assert [(r["id"], r["source"], r["reason"]) for r in rows] == [("row-3", "rows.json, row 3", "it is empty")] * 2
     assert _rows(run, "Finetune/Skipped")[-1] == 2
+    assert "stale" not in (run.run_dir / "skipped.jsonl").read_text()
     again = trainer(run_id="again", count=32)
     again.train_loader.broken = {3, 4}
     again.skips._max_share = 0.05
