@@ -65,7 +65,9 @@ def write_card(folder: Path, vlm: PrismaticVLM, export: HFExport, *, name: str) 
         *(f"{note[0].upper()}{note[1:]}." for note in export.processor.notes),
     ]
     if not export.tokenizer.whole_chats:
-        notes.append("Earlier turns of a conversation are split into other tokens than in training; first questions not.")
+        notes.append(
+            "Earlier turns of a conversation are split into other tokens than in training; first questions not."
+        )
     config = vlm.llm_backbone.llm.config
     text = _CARD.format(
         name=name,

@@ -20,7 +20,8 @@ IMAGE = "<image>"
 class Gaps:
     """Blanks that a tokenizer needs between strings to see each as it sees it alone.
 
-    media: behind the begin token and the visual tokens at the front. answer: in front of an answer. turn: in front of a later question.
+    media: behind the begin token and the visual tokens at the front. answer, turn: in front of
+    an answer, of a later question.
     """
 
     media: str = ""

@@ -18,7 +18,7 @@ from prismatic.export.card import write_card
 from prismatic.export.errors import ExportError
 from prismatic.export.processor import ExportedProcessor, export_processor
 from prismatic.export.tokens import ExportedTokenizer, export_tokenizer
-from prismatic.export.vision import VisionTower, convert_vision
+from prismatic.export.vision import VisionTower, convert_vision, vision_state
 from prismatic.models.aggregators.pooling import Concat
 from prismatic.models.generation import DEFAULT_NEW_TOKENS, end_tokens
 
@@ -108,7 +108,7 @@ def build_model(vlm: PrismaticVLM, export: HFExport, dtype: torch.dtype) -> PreT
 
 
 def _state(vlm: PrismaticVLM, export: HFExport, tied: bool) -> dict[str, torch.Tensor]:
-    state = {f"model.vision_tower.{key}": value for key, value in export.tower.state.items()}
+    state = {f"model.vision_tower.{key}": value for key, value in vision_state(vlm.vision_backbone).items()}
     for number, layer in enumerate(_linear_layers(vlm.projector), start=1):
         state[f"model.multi_modal_projector.linear_{number}.weight"] = layer.weight
         state[f"model.multi_modal_projector.linear_{number}.bias"] = layer.bias
@@ -171,4 +171,3 @@ def _generation_config(vlm: PrismaticVLM, export: HFExport) -> GenerationConfig:
     if export.tokenizer.rows > rows:
         options["suppress_tokens"] = list(range(rows, export.tokenizer.rows))
     return GenerationConfig(**options)
-

@@ -65,7 +65,9 @@ def _without_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         if hasattr(tokenizer, name):
             setattr(tokenizer, name, False)
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise ExportError(f"{type(tokenizer).__name__} puts special tokens around every text, which cannot be turned off")
+        raise ExportError(
+            f"{type(tokenizer).__name__} puts special tokens around every text, which cannot be turned off"
+        )
     return tokenizer
 
 
@@ -92,7 +94,9 @@ def _chat_template(vlm: PrismaticVLM, tokenizer: Any, image_id: int) -> tuple[st
     options = [Gaps(media, answer, turn) for answer, turn in product(("", " "), repeat=2)]
     gaps = next((g for g in options if agrees(g, longer, 3)), None)
     if gaps is None:
-        log.warning("In conversations of several turns, Transformers splits earlier answers otherwise than training did")
+        log.warning(
+            "In conversations of several turns, Transformers splits earlier answers otherwise than training did"
+        )
     return jinja_template(vlm.template, vlm.layout, gaps or Gaps(media), has_bos=has_bos, lead=lead), gaps is not None
 
 
@@ -115,9 +119,7 @@ def prompt_ids(vlm: PrismaticVLM, turns: list[Turn], frame_tokens: int, image_id
         builder.add_turn(turn.role, turn.text)
     tokenizer = vlm.llm_backbone.tokenizer
     media = [frame_tokens] if frame_tokens else []
-    ids = tokenize_prompt(
-        builder.get_prompt(), media, tokenizer=tokenizer, layout=vlm.layout, template=vlm.template
-    )
+    ids = tokenize_prompt(builder.get_prompt(), media, tokenizer=tokenizer, layout=vlm.layout, template=vlm.template)
     ids += tokenizer(vlm.template.head, add_special_tokens=False)["input_ids"] if vlm.template.head else []
     return [image_id if token == VISUAL_SLOT else token for token in ids]
 

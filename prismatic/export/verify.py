@@ -81,10 +81,12 @@ def _compare(
     expected = prompt_ids(vlm, chat, tokens, export.tokenizer.image_id)
     ids = pil["input_ids"][0].tolist()
     if ids != expected:
-        at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), min(len(ids), len(expected)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), min(len(ids), len(expected))
+        )
         raise ExportError(
-            f"parity failed: Transformers makes {len(ids)} tokens of a prompt, here it has {len(expected)}; they differ "
-            f"from place {at} on"
+            f"parity failed: Transformers makes {len(ids)} tokens of a prompt, here it has {len(expected)}; they "
+            f"differ from place {at} on"
         )
     pixels = _pixels(vlm, frames)
     off, fast = (float((p["pixel_values"] - pixels).abs().max()) for p in (pil, default))

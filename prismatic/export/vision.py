@@ -28,14 +28,12 @@ _ACTIVATIONS = {"QuickGELU": "quick_gelu", "none": "gelu", "tanh": "gelu_pytorch
 class VisionTower:
     """A vision backbone in Transformers' terms.
 
-    kind: "clip", "siglip" or "fastvit". state: its weights, shared with the backbone where no layer is split.
-    patch_size: pixels. extra_tokens: features besides the patches (CLIP's class token). feature_layer: index into
-    Transformers' hidden states, where -1 is the last layer's output.
+    kind: "clip", "siglip" or "fastvit". patch_size: pixels. extra_tokens: features besides the patches (CLIP's class
+    token). feature_layer: index into Transformers' hidden states, where -1 is the last layer's output.
     """
 
     kind: str
     config: PretrainedConfig
-    state: dict[str, torch.Tensor]
     patch_size: int
     extra_tokens: int
     feature_layer: int
@@ -58,6 +56,14 @@ def convert_vision(backbone: nn.Module) -> VisionTower:
             "exported with these two only"
         )
     return _vit(backbone, vit)
+
+
+def vision_state(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a backbone that can be converted, under Transformers' names; shared where no layer is split."""
+    state = backbone.featurizer.state_dict()
+    if isinstance(backbone, FastViTHD):
+        return {f"timm_model.{key}": value for key, value in state.items()}
+    return _vit_state(state, len(backbone.featurizer.blocks), clip=backbone.featurizer.has_class_token)
 
 
 def _foreign_part(vit: nn.Module) -> str | None:
@@ -102,7 +108,6 @@ def _vit(backbone: TimmViT, vit: nn.Module) -> VisionTower:
     return VisionTower(
         "clip" if clip else "siglip",
         config,
-        _vit_state(vit.state_dict(), depth, clip),
         patch_size=shape["patch_size"],
         extra_tokens=1 if clip else 0,
         feature_layer=backbone.block_index - depth,
@@ -150,5 +155,4 @@ def _fastvit(backbone: FastViTHD) -> VisionTower:
         num_features=backbone.embed_dim,
         model_args={"inference_mode": True},
     )
-    state = {f"timm_model.{key}": value for key, value in backbone.featurizer.state_dict().items()}
-    return VisionTower("fastvit", config, state, patch_size=STRIDE, extra_tokens=0, feature_layer=-1)
+    return VisionTower("fastvit", config, patch_size=STRIDE, extra_tokens=0, feature_layer=-1)

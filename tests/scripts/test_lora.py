@@ -80,9 +80,7 @@ def test_load_merge_and_peft_answer_alike(adapted: Path) -> None:
         assert theirs(input_ids=ids).logits.equal(logits)
 
 
-def test_two_then_two_steps_equal_four(
-    adapted: Path, shapes: tuple[str, ...], tmp_path: Path, call: Script
-) -> None:
+def test_two_then_two_steps_equal_four(adapted: Path, shapes: tuple[str, ...], tmp_path: Path, call: Script) -> None:
     whole = metric_rows(adapted)
     first = call("pretrain.py", *_args(shapes, tmp_path, "again", 4))
     assert first.returncode == 0, first.stderr[-2000:]

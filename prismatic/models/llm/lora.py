@@ -159,7 +159,9 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise AdapterError("adapters (--model.lora.rank) need the package peft: pip install 'prismatic[lora]'") from error
+        raise AdapterError(
+            "adapters (--model.lora.rank) need the package peft: pip install 'prismatic[lora]'"
+        ) from error
     return peft
 
 
