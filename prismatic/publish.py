@@ -14,11 +14,12 @@ import torch
 
 from prismatic.build import read_token
 from prismatic.conf.run import ExportConfig
-from prismatic.export import hf, prismatic
+from prismatic.export import hf, native, prismatic
 from prismatic.export.errors import ExportError
 from prismatic.export.verify import verify
 from prismatic.load import load_source
 from prismatic.models.llm.lora import merge_adapter
+from prismatic.models.native.vlm import NativeVLM
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,11 @@ def export(cfg: ExportConfig) -> str:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        if cfg.format == "hf":
+        if isinstance(vlm, NativeVLM):
+            native.check(vlm, cfg.format)
+            native.write(vlm.to(dtype=dtype), partial)
+            lines = [native.verify(vlm.to(dtype=torch.float32), partial)] if cfg.verify else []
+        elif cfg.format == "hf":
             prepared = hf.prepare(vlm)
             vlm.to(dtype=dtype)
             hf.write(vlm, prepared, partial, name=saved.name, dtype=dtype)

@@ -85,7 +85,7 @@ def test_resume_and_two_ranks_equal_one_run(trained: Path, qwen: Path, shapes: t
 
 
 def test_the_lora_recipe_trains_from_its_file_and_answers_with_beams(
-    qwen: Path, data_root: Path, tmp_path: Path
+    qwen: Path, data_root: Path, tmp_path: Path, call: Script
 ) -> None:
     pytest.importorskip("peft")
     recipe = yaml.safe_load((ROOT / RECIPE).read_text())["model"]
@@ -114,6 +114,10 @@ def test_the_lora_recipe_trains_from_its_file_and_answers_with_beams(
     )
     answered = (run / "evaluation" / "predictions.jsonl").read_text().splitlines()
     assert len(answered) == 2 and all("prediction" in json.loads(line) for line in answered)
+    out = tmp_path / "exported"
+    done = call("export.py", "--model_path", str(run), "--merge_lora", "true", "--output_dir", str(out))
+    assert done.returncode == 0 and "verified" in done.stdout, done.stderr[-3000:]
+    assert load_file(out / "model.safetensors").keys() == load_file(qwen / "model.safetensors").keys()
 
 
 def test_dry_run_counts_without_weights(qwen: Path, shapes: tuple[str, ...], tmp_path: Path, call: Script) -> None:

@@ -19,6 +19,7 @@ from prismatic.models.native.parts import (
     pixel_spec,
     plain_tower,
     take_module,
+    take_parameter,
 )
 from prismatic.types import ImageSpec
 
@@ -110,7 +111,7 @@ def take(checkpoint: Checkpoint) -> NativeParts:
     side, front = plain_tower(config)
     R = checkpoint.image_size or config.vision_config.image_size
     patches = side**2 + front - (config.vision_feature_select_strategy == "default")
-    newline = model._parameters.pop("image_newline")
+    newline = take_parameter(model, "image_newline")
     projector = OnevisionProjector(take_module(model, "multi_modal_projector"), newline, config, R)
     # Counted by the official code itself, on tokens of width 1.
     with torch.device("cpu"):

@@ -7,7 +7,8 @@ stages, sharding and checkpoints work as for every other model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from prismatic.types import ImageSpec
 
 PLAIN_TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers with one grid of patches a frame -> how many tokens (CLS) stand in front of them."""
+
+
+_TAKEN = "_prismatic_taken"
 
 
 class NativeVision(KeepsFrequencies):
@@ -133,10 +137,41 @@ def pixel_spec(processor: Any, R: int) -> ImageSpec:
 
 
 def take_module(owner: nn.Module, name: str) -> nn.Module:
-    """Remove a child from a module and return it."""
+    """Remove a child from a module and return it. `whole` puts it back."""
     child = owner._modules.pop(name)
     assert child is not None
+    # In __dict__ it is no child: the weights are counted, moved and saved where the child lives now.
+    owner.__dict__.setdefault(_TAKEN, []).append((owner._modules, name, child))
     return child
+
+
+def take_parameter(owner: nn.Module, name: str) -> nn.Parameter:
+    """Remove a parameter from a module and return it. `whole` puts it back."""
+    parameter = owner._parameters.pop(name)
+    assert parameter is not None
+    owner.__dict__.setdefault(_TAKEN, []).append((owner._parameters, name, parameter))
+    return parameter
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, an official model has its parts again, to be saved in its official form (unsharded models only)."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    waiting = [model]
+    while waiting:
+        for owner in list(waiting.pop().modules()):
+            for place, name, part in owner.__dict__.get(_TAKEN, []):
+                undo.append((place, name, place.get(name)))
+                place[name] = part
+                waiting += [part] if isinstance(part, nn.Module) else []
+    try:
+        yield
+    finally:
+        for place, name, before in undo:
+            if before is None:
+                del place[name]
+            else:
+                place[name] = before
 
 
 def hidden_states(tower: nn.Module, pixels: torch.Tensor, layer: int | Sequence[int], skip: int) -> torch.Tensor:
