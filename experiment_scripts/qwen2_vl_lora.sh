@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+MODEL=${MODEL:-Qwen/Qwen2-VL-7B-Instruct}
 DATA=${DATA:-data}
 TRAIN=${TRAIN:-train.json}
 VAL=${VAL:-val.json}
@@ -16,7 +17,7 @@ RUNS=${RUNS:-runs}
 run="$RUNS/qwen2-vl-lora"
 
 torchrun --standalone --nnodes 1 --nproc-per-node "${NGPU:-1}" scripts/pretrain.py \
-    --config_path experiment_scripts/qwen2_vl_lora.yaml --run_root_dir "$RUNS" ${MODEL:+--model.model_path "$MODEL"} \
+    --config_path experiment_scripts/qwen2_vl_lora.yaml --model.model_path "$MODEL" --run_root_dir "$RUNS" \
     --dataset.dataset_root_dir "$DATA" --dataset.finetune_stage_components "[\"$TRAIN\", \"$VIDEOS\"]" "$@"
 python scripts/evaluate.py --model_path "$run" --dataset.type custom --dataset.dataset_root_dir "$DATA" \
     --dataset.finetune_stage_components "[\"$VAL\", \"$VIDEOS\"]" --task caption --num_beams 4 --max_new_tokens 128 \

@@ -1,4 +1,4 @@
-"""A native VLM back into the form it came in: its official class, processor and files, with the weights trained here."""
+"""A native VLM back into the form it came in: official class, processor and files, with the weights trained here."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -120,10 +121,14 @@ def test_the_lora_recipe_trains_from_its_file_and_answers_with_beams(
     assert load_file(out / "model.safetensors").keys() == load_file(qwen / "model.safetensors").keys()
 
 
-def test_dry_run_counts_without_weights(qwen: Path, shapes: tuple[str, ...], tmp_path: Path, call: Script) -> None:
-    done = call("pretrain.py", *_args(qwen, shapes, tmp_path, "dry", "--dry_run", "true"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "4 frames = 8 visual tokens" in done.stdout
+def test_dry_run_counts_without_weights(qwen: Path, shapes: tuple[str, ...], tmp_path: Path) -> None:
+    from prismatic.conf import cli
+    from prismatic.conf.run import PretrainConfig
+    from prismatic.preview import describe
+
+    bare = Path(shutil.copytree(qwen, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")))
+    said = describe(cli.parse(PretrainConfig, _args(bare, shapes, tmp_path, "dry")))
+    assert "4 frames = 8 visual tokens" in said
     assert not (tmp_path / "dry").exists()
 
 
