@@ -1,6 +1,6 @@
 """Ten steps of a fixed run have the losses of `golden_losses.json`: a refactoring must not move a number.
 
-`python -m tests.test_golden` computes and writes them anew, for a change that means to move them.
+`python tests/test_golden.py` computes and writes them anew, for a change that means to move them.
 """
 
 from __future__ import annotations

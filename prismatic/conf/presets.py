@@ -92,7 +92,7 @@ PRESETS: list[tuple[str, str, str, str, str, dict[str, Any]]] = [
             "pretrained_backbones": False,
             "num_frames": 4,
             "llm_max_length": 512,
-            "finetune_epochs": 9,
+            "finetune_epochs": 6,
             "finetune_global_batch_size": 16,
             "finetune_per_device_batch_size": 16,
             "finetune_learning_rate": 2e-3,

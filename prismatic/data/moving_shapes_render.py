@@ -33,7 +33,7 @@ from prismatic.data.moving_shapes import QUESTION, ClipPlan, Split, caption, pla
 
 log = logging.getLogger(__name__)
 
-NUM_TRAIN, NUM_VAL = 1200, 200
+NUM_TRAIN, NUM_VAL = 3200, 200
 RECORD = "render.json"
 VERSION = 1  # raise it when the pixels, the plan or the encoder settings change: older renders are then done again
 _CHUNK = 20  # clips per task of a worker
@@ -90,7 +90,7 @@ def render(
     except OSError as error:
         raise RenderError(
             f"moving-shapes could not be written under {root}: {error.strerror or error} "
-            f"({error.filename or root}). It needs about 20 MB and write permission; give another --root_dir, or make "
+            f"({error.filename or root}). It needs about 30 MB and write permission; give another --root_dir, or make "
             "room and run the same command again: finished clips are kept"
         ) from error
     return RenderSummary(root, num_train, num_val, len(todo), sum(sizes.values()))

@@ -126,22 +126,32 @@ def _said(said: object, role_tag: str | None, text_tag: str | None, number: int)
 
 
 def _media(value: dict[str, Any], turns: Sequence[Turn], root: MediaRoot) -> tuple[Medium, ...]:
-    count = value.get("num_frames_per_video")
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise ValueError(f"`num_frames_per_video` must be a count of 1 or more, got {count!r}")
     frames = value.get("frames") or []
     if not isinstance(frames, list):
         raise ValueError(f"`frames` must be a list of pictures in order, got {frames!r:.60}")
     clips = frames if frames and isinstance(frames[0], list) else [frames] if frames else []
     media = [_frames(clip, root) for clip in clips]
-    videos = [_medium(item, count, root) for name in ("video", "videos") for item in _items(value, name)]
-    images = [_medium(item, count, root) for name in ("image", "images") for item in _items(value, name)]
+    named = [item for name in ("video", "videos") for item in _items(value, name)]
+    counts = _frame_counts(value.get("num_frames_per_video"), len(named))
+    videos = [_medium(item, count, root) for item, count in zip(named, counts, strict=True)]
+    shared = counts[0] if counts else _frame_counts(value.get("num_frames_per_video"), 1)[0]
+    images = [_medium(item, shared, root) for name in ("image", "images") for item in _items(value, name)]
     if videos and images:
         marks = find_placeholders([turn.text for turn in turns if turn.role == "human"], len(videos) + len(images))
         if marks.count(_VIDEO) == len(videos) and marks.count(_IMAGE) == len(images):
             queues = {_VIDEO: iter(videos), _IMAGE: iter(images)}
             return (*media, *(next(queues[mark]) for mark in marks))
     return (*media, *videos, *images)
+
+
+def _frame_counts(asked: object, num_videos: int) -> list[int | None]:
+    """Frames of each video that `num_frames_per_video` asks for: one count for all, or a list of one a video."""
+    counts = asked if isinstance(asked, list) else [asked] * num_videos
+    if any(c is not None and (not isinstance(c, int) or isinstance(c, bool) or c < 1) for c in counts):
+        raise ValueError(f"`num_frames_per_video` must be a count of 1 or more, or a list of them, got {asked!r:.60}")
+    if len(counts) != num_videos:
+        raise ValueError(f"`num_frames_per_video` lists {len(counts)} counts for {num_videos} videos")
+    return counts
 
 
 def _items(value: dict[str, Any], name: str) -> list[Any]:

@@ -76,6 +76,7 @@ def test_videos_with_their_own_number_of_frames(root: Path) -> None:
     row = {"id": "v", "videos": ["a.mp4", "b.webm"], "num_frames_per_video": 4, "conversations": TEXT}
     assert _media(root, row) == [("video", ["a.mp4"], 4), ("video", ["b.webm"], 4)]
     assert _media(root, {**row, "num_frames_per_video": None})[0][2] is None
+    assert [m[2] for m in _media(root, {**row, "num_frames_per_video": [3, 5]})] == [3, 5]
 
 
 def test_woven_row_keeps_its_joined_id(root: Path) -> None:
@@ -280,9 +281,10 @@ def test_folder_in_the_place_of_a_file(root: Path) -> None:
         ({"image": "a.jpg", "conversations": [CHAT[0], CHAT[1], *CHAT]}, "2 <image>/<video> placeholders but 1 images"),
         (
             {"videos": ["a.mp4"], "num_frames_per_video": 0, "conversations": TEXT},
-            "must be a count of 1 or more, got 0",
+            "must be a count of 1 or more, or a list of them, got 0",
         ),
         ({"videos": ["a.mp4"], "num_frames_per_video": "4", "conversations": TEXT}, "must be a count"),
+        ({"videos": ["a.mp4"], "num_frames_per_video": [4, 4], "conversations": TEXT}, "lists 2 counts for 1 videos"),
         ({"frames": "a.png", "conversations": TEXT}, "`frames` must be a list"),
         ({"frames": [["a.png"], []], "conversations": TEXT}, "is an empty list"),
         ({"image": "", "conversations": CHAT}, "must be a text that is not empty"),

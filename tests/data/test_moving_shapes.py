@@ -67,8 +67,9 @@ def test_parse_reads_what_is_said_and_nothing_else(text: str, expected: dict[str
 # ---------------------------------------------------------------------------------------------------- the plan
 
 
-def test_train_and_val_share_no_combination_and_train_shows_every_pair():
-    clips = ms.plan(7, rendering.NUM_TRAIN, rendering.NUM_VAL)
+@pytest.mark.parametrize("counts", [(1200, 200), (rendering.NUM_TRAIN, rendering.NUM_VAL)])
+def test_train_and_val_share_no_combination_and_train_shows_every_pair(counts: tuple[int, int]):
+    clips = ms.plan(7, *counts)
     train = {c.attributes for c in clips if c.split == "train"}
     val = [c.attributes for c in clips if c.split == "val"]
     assert len([c for c in clips if c.split == "train"]) >= 1200 and len(val) >= 200
