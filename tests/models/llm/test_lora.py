@@ -119,3 +119,11 @@ def test_refusals(make_llm, tmp_path: Path) -> None:
     (tmp_path / "a" / lora.ADAPTER_WEIGHTS).write_bytes(b"short")
     with pytest.raises(lora.AdapterError, match="cannot be read"):
         lora.load_adapter(make_llm(), tmp_path / "a")
+
+
+def test_the_base_is_held_in_less_and_the_adapters_in_full(make_vlm) -> None:
+    backbone = make_vlm().llm_backbone
+    _add(backbone)
+    lora.cast_base(backbone, torch.bfloat16)
+    kinds = {(lora.is_adapter_key(name), p.dtype) for name, p in backbone.llm.named_parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
