@@ -11,9 +11,9 @@ import prismatic.conf.presets  # noqa: F401  registers the ids that a saved conf
 from prismatic.build import build_vlm, read_token
 from prismatic.conf.hub import HUB_MODELS, hub_model
 from prismatic.conf.models import ModelConfig
+from prismatic.conf.run import looks_like_token
 from prismatic.models.checkpoints import (
     CheckpointLoadError,
-    Source,
     apply_weights,
     modules_in,
     read_model_config,
@@ -54,23 +54,17 @@ def load(
     config = model_config(read_model_config(source.config), source.config)
     if num_frames is not None:
         config.num_frames = num_frames
-    files = [path for path in (source.frozen, source.weights) if path is not None]
-    weights = {path: read_weights(path) for path in files}
+    weights = {path: read_weights(path) for path in source.files}
     vlm = build_vlm(
         config,
         hf_token=token,
         cache_dir=cache_dir,
-        llm_definition=_definition(source),
+        llm_definition=source.llm_definition,
         weights_come=frozenset().union(*(modules_in(state) for state in weights.values())),
     )
     for path, state in weights.items():
         apply_weights(vlm, state, path)
     return vlm.eval()
-
-
-def _definition(source: Source) -> Path | None:
-    folder = source.run_dir / "llm_backbone" if source.run_dir else None
-    return folder if folder and folder.is_dir() else None
 
 
 def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
@@ -116,4 +110,4 @@ def get_model_description(model_id_or_name: str) -> dict[str, Any]:
 
 def _token(hf_token: str | None) -> str | None:
     # A token itself is taken as it is; the hub's tokens begin so.
-    return hf_token if hf_token is None or hf_token.startswith("hf_") else read_token(hf_token)
+    return hf_token if hf_token is None or looks_like_token(hf_token) else read_token(hf_token)

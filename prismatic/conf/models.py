@@ -12,6 +12,7 @@ import draccus
 
 STAGES = ("align", "finetune", "full-finetune")
 DEFAULT_MODEL_ID = "prism-clip+7b"
+ROPE_SCALINGS = ("dynamic", "linear", "yarn")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class ModelConfig(draccus.ChoiceRegistry):
     visual_token_layout: Literal["after-bos", "inline"] = "after-bos"  # Where visual tokens stand in the sequence
     prompt_template: str | None = None  # Template id; default: the one that the LLM's row names
     pretrained_backbones: bool = True  # false: backbones from their configs with random weights, nothing downloaded
-    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (dynamic RoPE scaling)
+    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (RoPE scaling)
+    rope_scaling_type: str = "dynamic"  # How: dynamic (nothing changes within the original context), linear, yarn
     trust_remote_code: bool = False  # Allow code from a model repository to run
 
     init_from_model: str | None = None  # Start from these weights: a run dir, a checkpoint file, or a model id
@@ -107,6 +109,15 @@ class ModelConfig(draccus.ChoiceRegistry):
             raise ValueError(f"--model.num_frames must be at least 1, got {self.num_frames}")
         if self.llm_max_length < 8:
             raise ValueError(f"--model.llm_max_length must be at least 8, got {self.llm_max_length}")
+        if self.rope_scaling_type not in ROPE_SCALINGS:
+            raise ValueError(
+                f"--model.rope_scaling_type must be {', '.join(ROPE_SCALINGS)}, got '{self.rope_scaling_type}'"
+            )
+        if self.repo_id is not None and self.init_from_model is None:
+            raise ValueError(
+                f"--model.repo_id {self.repo_id} says where --model.init_from_model is, which is not given; pass "
+                "--model.init_from_model FOLDER, a folder of that repository"
+            )
         cfg, prefix = self.stage(stage), "--model.align_" if stage == "align" else "--model.finetune_"
         for name in ("epochs", "global_batch_size", "per_device_batch_size"):
             if getattr(cfg, name) < 1:
