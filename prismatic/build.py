@@ -145,7 +145,7 @@ def save_llm_definition(vlm: PrismaticVLM, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """What `--model.init_from_model` brings: weights by file, and the LLM's tokenizer and configuration if it has them."""
+    """What `--model.init_from_model` brings: weights by file, the LLM's tokenizer and configuration if it has them."""
 
     weights: dict[Path, dict[str, torch.Tensor]] = field(default_factory=dict)
     llm_definition: Path | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import prismatic.conf.presets  # noqa: F401  registers the ids that a saved configuration may name
@@ -111,3 +113,13 @@ def get_model_description(model_id_or_name: str) -> dict[str, Any]:
 def _token(hf_token: str | None) -> str | None:
     # A token itself is taken as it is; the hub's tokens begin so.
     return hf_token if hf_token is None or looks_like_token(hf_token) else read_token(hf_token)
+
+
+class _CallableModule(ModuleType):
+    """Importing this module makes `prismatic.load` the module; `prismatic.load(...)` must go on to work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PrismaticVLM:
+        return load(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

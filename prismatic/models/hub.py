@@ -71,6 +71,11 @@ def explain(error: BaseException, source: str) -> str:
             "point HF_HOME at a cache that has it"
         )
     answered = next((e for e in chain if isinstance(e, errors.HfHubHTTPError) and _status(e)), None)
+    if answered is not None and _status(answered) in (401, 403):
+        return (
+            f"the hub at {constants.ENDPOINT} refused '{source}' with status {_status(answered)}: the token in use is "
+            "not valid, or may not read it; check what --hf_token names"
+        )
     if answered is not None:
         return f"the hub at {constants.ENDPOINT} refused '{source}' with status {_status(answered)}; try again later"
     if _find(chain, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) is not None:

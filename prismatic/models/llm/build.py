@@ -117,7 +117,8 @@ def build_llm(
     tok = _tokenizer(source, tokenizer, texts, config)
     tok.model_max_length = max_length
     added = ensure_pad_token(tok, spec.pad_token)
-    config.pad_token_id = tok.pad_token_id
+    # Not yet the padding token's: its row is added to the embedding below.
+    config.pad_token_id = None
     if source.from_shape:
         config.bos_token_id, config.eos_token_id = tok.bos_token_id, tok.eos_token_id
         config.vocab_size = _vocabulary_rows(spec, len(tok), config.vocab_size)
@@ -130,6 +131,9 @@ def build_llm(
         with seeded(seed):
             # The mean of all rows would need their covariance; a padding token is never attended to or predicted.
             llm.resize_token_embeddings(wanted, mean_resizing=False)
+    llm.config.pad_token_id = tok.pad_token_id
+    if llm.generation_config is not None:
+        llm.generation_config.pad_token_id = tok.pad_token_id
     return HFCausalLM(llm, tok, spec.template)
 
 

@@ -66,7 +66,8 @@ def load_tokenizer(source: str | Path, options: dict[str, Any]) -> PreTrainedTok
     try:
         return AutoTokenizer.from_pretrained(str(source), padding_side="right", **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the tokenizer of '{source}': {explain(error, str(source))}") from error
+        hint = "; if you trust it, pass --model.trust_remote_code true" if "custom code" in str(error) else ""
+        raise ValueError(f"cannot load the tokenizer of '{source}': {explain(error, str(source))}{hint}") from error
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> bool:

@@ -146,7 +146,7 @@ def test_fastvit_hd_under_its_published_names(layout, fast_vlm, tmp_path, monkey
 def test_fastvit_hd_weights_that_are_not_there(tmp_path, monkeypatch):
     _row(monkeypatch)
     save_file({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="does not hold the weights of FastViT-HD: (\\d+) of \\1 are missing"):
+    with pytest.raises(ValueError, match=r"does not hold the weights of FastViT-HD: (\d+) of \1 are missing"):
         build_vision(f"fastvit-hd-512px:{tmp_path}", pretrained=True)
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(ValueError, match="cannot be read"):
