@@ -14,6 +14,10 @@ _TOKEN_VARIABLE = "HF_TOKEN"
 _CACHE_DIR: ContextVar[str | None] = ContextVar("cache_dir", default=None)
 
 
+class NotHereError(ValueError):
+    """A configuration or tokenizer could not be had; the text says why and what to do."""
+
+
 @contextmanager
 def hub_access(token: str | None, cache_dir: str | Path | None) -> Iterator[None]:
     """Inside, downloads of libraries that take no token (timm) use this one, and `cache_dir()` is this folder.

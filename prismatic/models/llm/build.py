@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import torch
 
 from prismatic.models.errors import first_line
-from prismatic.models.hub import explain
+from prismatic.models.hub import NotHereError, explain
 from prismatic.models.llm.hf_causal import HFCausalLM
 from prismatic.models.llm.rope import scale_rope
 from prismatic.models.llm.tokenizer import ensure_pad_token, has_tokenizer, load_tokenizer, train_tokenizer
@@ -166,7 +166,7 @@ def _config(source: _Source) -> PretrainedConfig:
         )
         if "custom code" in str(error):
             hint = "if you trust it, pass --model.trust_remote_code true"
-        raise ValueError(
+        raise NotHereError(
             f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {explain(error, str(path))}; {hint}"
         ) from error
 

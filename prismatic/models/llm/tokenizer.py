@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prismatic.models.hub import explain
+from prismatic.models.hub import NotHereError, explain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def load_tokenizer(source: str | Path, options: dict[str, Any]) -> PreTrainedTok
         return AutoTokenizer.from_pretrained(str(source), padding_side="right", **options)
     except (OSError, ValueError) as error:
         hint = "; if you trust it, pass --model.trust_remote_code true" if "custom code" in str(error) else ""
-        raise ValueError(f"cannot load the tokenizer of '{source}': {explain(error, str(source))}{hint}") from error
+        raise NotHereError(f"cannot load the tokenizer of '{source}': {explain(error, str(source))}{hint}") from error
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> bool:

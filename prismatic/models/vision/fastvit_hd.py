@@ -134,6 +134,11 @@ class FastViTHDSpec:
     source: str = "apple/FastVLM-0.5B"
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return self.source
+
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
         """The backbone. Raises ValueError when the weights cannot be had, or are another encoder's."""
         import timm

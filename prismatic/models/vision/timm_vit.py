@@ -84,6 +84,11 @@ class ViTSpec:
     crop_pct: float | None = None
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return f"timm {self.timm_name}"
+
     def image_spec(self) -> ImageSpec:
         """How frames must be prepared, from timm's pretrained_cfg (of a repository: its config.json) and this row.
 
@@ -173,6 +178,11 @@ class CustomViTSpec:
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return "random weights only"
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
         """The backbone. Raises ValueError for pretrained=True: there are no weights of it anywhere."""
