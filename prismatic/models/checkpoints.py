@@ -153,12 +153,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointLoadError(
-            f"{path} holds more than tensors, or is no checkpoint; nothing in it was run: {_refusal(error)}"
+            f"{path} holds more than tensors, or is no checkpoint; nothing in it was run: {_reason(error)}"
         ) from error
     except _UNREADABLE as error:
-        raise CheckpointLoadError(
-            f"{path} cannot be read as a checkpoint (truncated?): {first_line(error) or type(error).__name__}"
-        ) from error
+        raise CheckpointLoadError(f"{path} cannot be read as a checkpoint (truncated?): {_reason(error)}") from error
     modules = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(modules, Mapping) or not all(isinstance(state, Mapping) for state in modules.values()):
         raise CheckpointLoadError(f"{path} is no prismatic checkpoint: expected {{'model': {{module: weights}}}}")
@@ -174,10 +172,16 @@ def _begins_with(path: Path, head: bytes) -> bool:
         return file.read(len(head)) == head
 
 
-def _refusal(error: pickle.UnpicklingError) -> str:
-    """What the unpickler objects to, without its advice to switch the check off."""
-    found = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
-    return found[1].split(". Please use", 1)[0] if found else first_line(error)
+def _reason(error: Exception) -> str:
+    """What torch objects to, without its advice to switch the check off."""
+    text = str(error)
+    found = re.search(r"GLOBAL (\S+)", text)
+    if found:
+        return f"it would call {found[1].rstrip(',')}"
+    found = re.search(r"Unsupported [a-z]+ [^\n]+|legacy \.tar format", text)
+    if found:
+        return found[0]
+    return (first_line(error) if "weights_only" not in text else "not a file of tensors") or type(error).__name__
 
 
 def modules_in(weights: Mapping[str, torch.Tensor]) -> set[str]:
