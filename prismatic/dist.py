@@ -132,13 +132,31 @@ def gather_objects(value: Any) -> list[Any]:
     return boxes
 
 
+def raise_together(problem: Exception | None) -> None:
+    """Raise an error of any process on all of them; every process calls it.
+
+    The process concerned raises `problem` itself, the others a ValueError that quotes it. Without this they would sit
+    in their next collective until the connection breaks, and say only that.
+    """
+    if not all_reduce_sum([problem is not None])[0]:
+        return
+    texts = gather_objects(None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
+    raise ValueError(f"process {rank} stopped: {text}")
+
+
 class _ConsoleHandler(logging.Handler):
     """Writes to stderr through tqdm when a bar is on the screen, so that a line does not tear the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:  # a log file on a full disk, a closed pipe: no reason to stop a run
+            self.handleError(record)
 
 
 def setup_logging(world: World | None = None) -> None:

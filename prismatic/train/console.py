@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -18,7 +19,7 @@ WINDOW_STEPS = 50  # Rates and the time left are taken over this many steps
 class StepFacts:
     """One optimizer step over all processes.
 
-    seconds: wall time since the step before, data_wait: the part of it in which the step waited for data. tokens:
+    seconds: wall time of the step, data_wait: the part of it in which it waited for its data. tokens:
     positions that are not padding; frames, examples: how many of each.
     """
 
@@ -43,7 +44,8 @@ class Console:
         self._window: deque[StepFacts] = deque(maxlen=WINDOW_STEPS)
         self._last_line = 0.0
         self._bar = None
-        if sys.stderr.isatty():
+        # A pseudo-terminal that nobody gave a size (containers, CI) shows no bar at all.
+        if sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0:
             from tqdm import tqdm
 
             layout = "{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} {desc}"

@@ -33,6 +33,14 @@ def build_optimizer(vlm: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate, fused=True)
 
 
+def check_schedule(name: str) -> None:
+    """Raises ValueError for an unknown schedule."""
+    if name not in SCHEDULES:
+        raise ValueError(
+            unknown_id_message("learning-rate schedule", name, SCHEDULES, "--model.finetune_lr_scheduler_type")
+        )
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, name: str, total_steps: int, warmup_ratio: float, done: int = 0
 ) -> LambdaLR:
@@ -41,10 +49,7 @@ def build_schedule(
     done: steps that were taken before; the rate is a function of the step, so there is no state to restore. Raises
     ValueError for an unknown name.
     """
-    if name not in SCHEDULES:
-        raise ValueError(
-            unknown_id_message("learning-rate schedule", name, SCHEDULES, "--model.finetune_lr_scheduler_type")
-        )
+    check_schedule(name)
     warmup = int(total_steps * warmup_ratio)
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""The account of samples that `--dataset.on_error skip` left out."""
+"""The account of samples that `on_error skip` left out, of the training or of the validation data."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ SHOWN = 5  # Skips that appear in the log one by one; the rest only in the file
 
 
 class SkipAccount:
-    """Counts seen and skipped samples over all processes, lists the skipped in `skipped.jsonl`, and stops the run.
+    """Counts seen and skipped samples over all processes, lists the skipped in a file, and stops the run.
 
-    max_share: `--dataset.max_skipped_share`. Looked at from the first 1/max_share samples on, so that one broken file
-    at the start does not stop a long run, and at the end of each epoch.
+    max_share: the limit. Looked at from the first 1/max_share samples on, so that one broken file at the start does not
+    stop a long run, and at the end of each epoch. flag: where it is set, for the text of the error.
     """
 
-    def __init__(self, run_dir: Path, max_share: float) -> None:
+    def __init__(self, path: Path, max_share: float, flag: str = "--dataset.max_skipped_share") -> None:
         self.seen = 0
         self.skipped = 0
         self._max_share = max_share
-        self._file = RowFile(run_dir / "skipped.jsonl")
+        self._flag = flag
+        self._shown = 0
+        self._file = RowFile(path)
 
     def resume(self, seen: int, skipped: int) -> None:
         """Go on from these counts; rows of later steps, which come anew, are cut from the file."""
@@ -53,9 +55,9 @@ class SkipAccount:
         """Raises TrainingError when too many were skipped. early: before enough samples were seen, stay silent."""
         if self.skipped > self._max_share * self.seen and not (early and self._max_share * self.seen < 1):
             raise TrainingError(
-                f"{self.skipped} of {self.seen} samples were skipped, more than --dataset.max_skipped_share "
+                f"{self.skipped} of {self.seen} samples were skipped, more than {self._flag} "
                 f"{self._max_share:g} allows; {self._file.path} lists them with the reasons. Mend or remove them, or "
-                "raise --dataset.max_skipped_share"
+                f"raise {self._flag}"
             )
 
     def _note(self, skip: Skip) -> None:
@@ -63,7 +65,8 @@ class SkipAccount:
         if not dist.rank_zero():
             return
         self._file.append(asdict(skip))
-        if self.skipped <= SHOWN:
+        self._shown += 1
+        if self._shown <= SHOWN:
             log.warning(f"Skipped a sample: {skip.reason} ({skip.source})")
-        if self.skipped == SHOWN:
+        if self._shown == SHOWN:
             log.warning(f"Further skipped samples are only listed in {self._file.path}")

@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from prismatic import dist
+from prismatic.conf.models import StageConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.dist import World
 from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
 from prismatic.train.metrics import Metrics
-from prismatic.train.optim import build_optimizer, build_schedule
+from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals, exit_code
 from prismatic.train.skips import SkipAccount
+from prismatic.train.validation import measure, next_batches
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' figure, so that their curves compare)
+
+
+def check_stage(stage: StageConfig) -> None:
+    """Raises ValueError for an unknown strategy or schedule; call it before weights are read."""
+    fsdp.STRATEGIES.get(stage.train_strategy)
+    check_schedule(stage.lr_scheduler_type)
 
 
 @dataclass
@@ -71,6 +79,7 @@ class Trainer:
     ) -> None:
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
+        check_stage(self.stage)
         self.train_loader, self.val_loader = train_loader, val_loader
         self.trained_modules = list(vlm.trainable_modules())
         self.frozen_modules = list(frozen_modules)
@@ -86,7 +95,10 @@ class Trainer:
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
-        self.skips = SkipAccount(run_dir, cfg.dataset.max_skipped_share)
+        self.skips = SkipAccount(run_dir / "skipped.jsonl", cfg.dataset.max_skipped_share)
+        share = cfg.val_dataset.max_skipped_share if cfg.val_dataset is not None else 0.0
+        path = run_dir / "skipped-validation.jsonl"
+        self.validation_skips = SkipAccount(path, share, "--val_dataset.max_skipped_share")
         self.metrics: Metrics | None = None
         self.losses: list[float] = []
         self.validation_loss: float | None = None
@@ -129,7 +141,7 @@ class Trainer:
         """One optimizer step over this process's micro-batches; every process calls it.
 
         Args:
-            data_wait: seconds that the batches took to come. began: `time.perf_counter()` at the end of the last step.
+            data_wait: seconds that the batches took to come. began: `time.perf_counter()` when they were asked for.
 
         Returns an exit code when a signal asks to stop, before or after the step; the position says which.
         """
@@ -145,7 +157,7 @@ class Trainer:
         losses = self._accumulate(batches, label_tokens)
         norm_tensor = self._grad_norm()
         norm = float(norm_tensor)
-        numbers = [math.fsum(losses), sum(b.useful for b in batches), sum(len(b.frames) for b in batches)]
+        numbers = [sum(losses), sum(b.useful for b in batches), sum(len(b.frames) for b in batches)]
         loss_sum, tokens, frames, *stops = dist.all_reduce_sum([*numbers, *self.signals.counts()])
         if not math.isfinite(loss_sum) or not math.isfinite(norm):
             raise TrainingError(narration.not_finite(self, batches, losses, loss_sum / label_tokens, norm))
@@ -173,37 +185,18 @@ class Trainer:
         return exit_code(stops)
 
     def validate(self) -> int | None:
-        """Token-weighted loss over the validation data of all processes. Returns an exit code when a signal stops it.
-
-        Raises TrainingError when the data has nothing to learn.
-        """
+        """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
         if self.val_loader is None:
             return None
         self._set_training(False)
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        tokens, code = 0, None
-        with torch.no_grad():
-            # Epoch 0 whatever the epoch of training is: the same frames each time, so that the losses compare.
-            for batches in self.val_loader.iterate(0):
-                for batch in batches:
-                    total += self.vlm(batch.to(self.world.device)).loss_sum.detach().double()
-                    tokens += batch.num_label_tokens
-                code = exit_code(dist.all_reduce_sum(self.signals.counts()))
-                if code is not None:
-                    break
-        fsdp.reshard(self.vlm)
+        found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
         self._set_training(True)
-        loss_sum, all_tokens = dist.all_reduce_sum([float(total), tokens])
-        if code is not None:
-            return code
-        if not all_tokens:
-            raise TrainingError(
-                "the validation data (--val_dataset) has no tokens to learn: nothing can be measured on it"
-            )
-        self.validation_loss = loss_sum / all_tokens
+        if isinstance(found, int):
+            return found
+        self.validation_loss, tokens = found
         log.info(f"step {self.at.step}: validation loss {self.validation_loss:.4f}")
         if self.metrics is not None:
-            self.metrics.log_validation(self.at.step, self.validation_loss, int(all_tokens))
+            self.metrics.log_validation(self.at.step, self.validation_loss, tokens)
         return None
 
     def save(self) -> None:
@@ -243,7 +236,7 @@ class Trainer:
         batches = self.train_loader.iterate(self.at.epoch, start_step=self.at.step_in_epoch)
         while self.at.step_in_epoch < steps and self.at.step < self.total_steps:
             began = time.perf_counter()
-            micro_batches = next(batches)
+            micro_batches = next_batches(batches)
             code = self.train_step(micro_batches, time.perf_counter() - began, began)
             if code is None and self.at.step_in_epoch < steps and self.at.step < self.total_steps:
                 code = self._at_intervals()
@@ -308,6 +301,7 @@ class Trainer:
         source = folder.find(self.cfg.resume, self.run_dir)
         if source is None:
             folder.set_aside(self.run_dir, after_step=0)
+            self.skips.resume(0, 0)
             checkpoint.check_room(self.run_dir, self.vlm, self.trained_modules)
             if self.frozen_modules:
                 weights.save_frozen(here, self.vlm, self.frozen_modules)

@@ -97,7 +97,7 @@ class FakeLoader:
         self.events: dict[int, list[int]] = {}  # step of the run -> signals that this process gets before it
         self.broken: set[int] = set()
         self.unlabelled = False
-        self.steps_begun = 0
+        self.unreadable: int | None = None  # Row that raises
 
     def num_examples(self, epoch: int) -> int:
         return self.count
@@ -120,6 +120,8 @@ class FakeLoader:
     def _batch(self, picks: list[tuple[int, bool]]) -> Batch:
         ids, labels, frames = [], [], []
         for index, counted in picks:
+            if index == self.unreadable:
+                raise ValueError(f"rows.json, row {index}: cannot be read")
             random = torch.Generator().manual_seed(1000 + index)
             row = torch.randint(0, VOCAB, (10,), generator=random)
             label = row.clone()
@@ -139,7 +141,9 @@ class FakeLoader:
             ids=tuple(f"row-{index}" for index, _ in picks),
             useful=10 * len(ids),
             skipped=tuple(
-                Skip(f"row-{i}", f"rows.json, row {i}", "it is empty", 0, i) for i, _ in picks if i in self.broken
+                Skip(f"row-{index}", f"rows.json, row {index}", "it is empty", 0, index)
+                for index, counted in picks
+                if counted and index in self.broken
             ),
         )
 
@@ -189,7 +193,7 @@ def main(options: dict) -> int:
 
     Options: root, out, config (of `make_config`), trainer (of `make_trainer`), environment, signals {step: [numbers]}
     for process `rank_to_signal`, die_in (a function of prismatic.train.files at whose `die_at`-th call this process is
-    killed).
+    killed), unreadable (a row that raises).
     """
     os.environ.update(options.get("environment", {}))
     torch.set_num_threads(1)
@@ -199,6 +203,7 @@ def main(options: dict) -> int:
     trainer = make_trainer(cfg, world, **options.get("trainer", {}))
     if world.rank == options.get("rank_to_signal", 0):
         trainer.train_loader.events = {int(k): v for k, v in options.get("signals", {}).items()}
+    trainer.train_loader.unreadable = options.get("unreadable")
     if "die_in" in options:
         _die_in(options["die_in"], options.get("die_at", 1))
     code, error = None, None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +134,7 @@ def test_unreachable_wandb_neither_stops_nor_delays_a_run(
 def test_missing_wandb_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
     tracker.log({"loss": 1.0}, 1)
     tracker.close()
@@ -149,3 +155,21 @@ def test_console_line_has_rates_over_the_last_steps(caplog: pytest.LogCaptureFix
 def test_numbers_for_people() -> None:
     assert [short(v) for v in (0, 999, 999.6, 12_345, 7e9, 5e12)] == ["0", "999", "1.0k", "12.3k", "7.0B", "5000.0B"]
     assert [duration(s) for s in (0, 59.6, 187, 7387)] == ["0:00", "1:00", "3:07", "2:03:07"]
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(100, True), (0, False)])
+def test_a_terminal_with_a_size_gets_a_bar(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, columns: int, bar: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40 if columns else 0, columns, 0, 0))
+    with os.fdopen(theirs, "w") as terminal, caplog.at_level("INFO", logger="prismatic"):
+        monkeypatch.setattr(sys, "stderr", terminal)
+        console = Console(total_steps=4, done=1)
+        console.update(_facts(2), 3.0)
+        console.close()
+        monkeypatch.undo()
+        os.set_blocking(ours, False)
+        shown = os.read(ours, 10_000).decode() if bar else ""
+    os.close(ours)
+    assert ("25%" in shown and "2/4" not in caplog.text) if bar else "step 2/4" in caplog.text

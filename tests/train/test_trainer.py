@@ -156,7 +156,7 @@ def test_validation_loss_is_the_mean_over_tokens_of_each_example_once(trainer: M
     loader = FakeLoader(5, run.world, per_step=5, per_device=5, shuffle=False)
     run.vlm.eval()
     out = run.vlm(next(loader.iterate(0))[0])
-    assert run.validation_loss == pytest.approx(float(out.loss_sum) / int(out.num_tokens), rel=1e-6)
+    assert run.validation_loss == pytest.approx(float(out.loss_sum.detach()) / int(out.num_tokens), rel=1e-6)
 
 
 def test_frozen_modules_stay_in_eval_mode(trainer: Make) -> None:
@@ -196,11 +196,13 @@ def test_empty_data_is_an_error(trainer: Make) -> None:
 def test_skips_are_listed_and_stop_the_run_above_the_share(trainer: Make) -> None:
     run = trainer(count=32)
     run.train_loader.broken = {3}
+    (run.run_dir / "skipped.jsonl").write_text('{"id": "stale"}\n')  # Of an attempt that got to no checkpoint
     run.skips._max_share = 0.05  # 1 of 32
     assert run.fit() == 0
     rows = [json.loads(line) for line in (run.run_dir / "skipped.jsonl").read_text().splitlines()]
     assert [(r["id"], r["source"], r["reason"]) for r in rows] == [("row-3", "rows.json, row 3", "it is empty")] * 2
     assert _rows(run, "Finetune/Skipped")[-1] == 2
+    assert "stale" not in (run.run_dir / "skipped.jsonl").read_text()
     again = trainer(run_id="again", count=32)
     again.train_loader.broken = {3, 4}
     again.skips._max_share = 0.05
@@ -217,6 +219,20 @@ def test_few_skips_at_the_start_of_a_long_run_are_no_reason_to_stop(trainer: Mak
     run.skips.add([], seen=8, skipped=0)
     with pytest.raises(TrainingError, match="1 of 16 samples"):
         run.skips.check()
+
+
+def test_skips_of_the_validation_data_have_a_file_and_a_limit_of_their_own(trainer: Make) -> None:
+    run = trainer()
+    run.val_loader.broken = {2}
+    with pytest.raises(TrainingError, match=r"1 of 8 samples .*--val_dataset.max_skipped_share 0 allows"):
+        run.fit()
+    again = trainer()
+    again.val_loader.broken = {2}
+    again.validation_skips._max_share = 0.5
+    again.fit()
+    rows = [json.loads(line) for line in (run.run_dir / "skipped-validation.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["row-2"]  # Of the last validation
+    assert again.skips.skipped == 0 and not (run.run_dir / "skipped.jsonl").exists()
 
 
 def test_skips_after_the_checkpoint_are_not_listed_twice(trainer: Make) -> None:

@@ -85,6 +85,15 @@ def test_error_while_saving_reaches_both_ranks(launch: Callable, tmp_path: Path)
     assert codes == [2, 2] and result["error"].startswith("CheckpointError: the checkpoint")
 
 
+def test_broken_row_of_one_rank_is_told_by_both(launch: Callable) -> None:
+    second = dist.World(1, 1, 2, torch.device("cpu"), "gloo")
+    batches = next(fake_run.FakeLoader(30, second, per_step=8, per_device=2).iterate(0))
+    row = int(batches[0].ids[0].removeprefix("row-"))
+    codes, result = launch({"unreadable": row}, world_size=2)
+    assert codes == [2, 2]
+    assert result["error"] == f"ValueError: process 1 stopped: rows.json, row {row}: cannot be read"
+
+
 def test_death_of_a_rank_ends_the_other(launch: Callable) -> None:
     began = time.monotonic()
     codes, _ = launch({"signals": {"3": [9]}, "rank_to_signal": 1}, world_size=2)
