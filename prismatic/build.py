@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from prismatic import dist
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
-from prismatic.conf.run import PretrainConfig
+from prismatic.conf.run import TOKEN_GIVEN, PretrainConfig, looks_like_token
 from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset, MediaReader
 from prismatic.data.loader import StepLoader
@@ -33,6 +34,7 @@ from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -45,15 +47,18 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     val_records = read_annotations(cfg.val_dataset, cfg.stage) if cfg.val_dataset else []
     run_dir = prepare_run_dir(cfg)
     definition = run_dir / "llm_backbone"
+    start = read_start(cfg)
     vlm = build_vlm(
         cfg.model,
         seed=cfg.seed,
         hf_token=read_token(cfg.hf_token),
-        llm_definition=definition if definition.is_dir() else None,
+        llm_definition=definition if definition.is_dir() else start.llm_definition,
         texts=partial(conversation_texts, train_records),
+        weights_come=start.modules,
     )
     save_llm_definition(vlm, definition)
-    unsaved = start_from(vlm, cfg)
+    unsaved = start_from(vlm, cfg, start)
+    del start
     add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
@@ -104,17 +109,23 @@ def build_vlm(
         model.vision_backbone_id,
         pretrained=model.pretrained_backbones and "vision_backbone" not in weights_come,
         seed=seed,
+        hf_token=hf_token,
+        cache_dir=cache_dir,
     )
+    # Weights that a checkpoint brings were learned with the published tokenizer, never with one trained on the spot.
+    published = model.pretrained_backbones and "llm_backbone" in weights_come
     llm = build_llm(
         model.llm_backbone_id,
         pretrained=model.pretrained_backbones and "llm_backbone" not in weights_come,
         rope_scaling_factor=model.rope_scaling_factor,
+        rope_scaling_type=model.rope_scaling_type,
         max_length=model.llm_max_length,
         hf_token=hf_token,
         cache_dir=cache_dir,
         trust_remote_code=model.trust_remote_code,
+        fetch=published,
         tokenizer=llm_definition,
-        texts=texts,
+        texts=None if published else texts,
         seed=seed,
     )
     return PrismaticVLM(
@@ -152,8 +163,36 @@ def save_llm_definition(vlm: PrismaticVLM, folder: Path) -> None:
     dist.barrier()
 
 
-def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
-    """Load the weights that training starts from; returns the modules whose weights no id can bring back.
+@dataclass(frozen=True)
+class Start:
+    """What `--model.init_from_model` brings.
+
+    weights: by file. llm_definition: the LLM's tokenizer and configuration, if it has them. adapter: folder of LoRA
+    adapters, if it was trained with them.
+    """
+
+    weights: dict[Path, dict[str, torch.Tensor]] = field(default_factory=dict)
+    llm_definition: Path | None = None
+    adapter: Path | None = None
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Modules whose weights come with it, so that none are downloaded for them."""
+        return frozenset().union(*(modules_in(state) for state in self.weights.values()))
+
+
+def read_start(cfg: PretrainConfig) -> Start:
+    """The weights that `--model.init_from_model` names. Raises ValueError when there are none, or none that load."""
+    model = cfg.model
+    if not model.init_from_model:
+        return Start()
+    source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
+    weights = {path: read_weights(path) for path in source.files}
+    return Start(weights, source.llm_definition, source.adapter)
+
+
+def start_from(vlm: PrismaticVLM, cfg: PretrainConfig, start: Start) -> list[str]:
+    """Put the weights that training starts from into `vlm`; returns the modules whose weights no id can bring back.
 
     Raises ValueError when `--stage finetune` of a two-stage architecture has no aligned projector to start from.
     """
@@ -161,16 +200,13 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
     unsaved = set() if model.pretrained_backbones else {"vision_backbone", "llm_backbone"}
     if unsaved and model.model_path is not None:
         unsaved.add("projector")
-    if model.init_from_model:
-        source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
-        for path in filter(None, (source.frozen, source.weights)):
-            weights = read_weights(path)
-            apply_weights(vlm, weights, path)
-            unsaved |= modules_in(weights)
-        if source.adapter is not None:
-            lora.load_adapter(vlm.llm_backbone, source.adapter)
-            lora.merge_adapter(vlm.llm_backbone)
-            unsaved.add("llm_backbone")
+    for path, weights in start.weights.items():
+        apply_weights(vlm, weights, path)
+    unsaved |= start.modules
+    if start.adapter is not None:
+        lora.load_adapter(vlm.llm_backbone, start.adapter)
+        lora.merge_adapter(vlm.llm_backbone)
+        unsaved.add("llm_backbone")
     if cfg.pretrained_checkpoint is not None:
         weights = read_weights(cfg.pretrained_checkpoint)
         projector = {key: value for key, value in weights.items() if key.startswith(("projector.", "aggregator."))}
@@ -231,6 +267,7 @@ def build_loader(
         max_length=cfg.model.llm_max_length,
         tokens_per_clip=vlm.tokens_per_clip,
         context_length=vlm.llm_backbone.context_length,
+        rope_factor=vlm.llm_backbone.rope_factor,
         seed=cfg.seed,
         on_error=data.on_error,
         train=train,
@@ -271,9 +308,19 @@ def read_token(hf_token: str) -> str | None:
     """
     path = Path(hf_token).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8").strip() or None
+        return _checked_token(path.read_text(encoding="utf-8", errors="replace"), f"the file {hf_token}")
     if hf_token in os.environ:
-        return os.environ[hf_token]
+        return _checked_token(os.environ[hf_token], f"the environment variable {hf_token}")
     if hf_token in ("", ".hf_token"):
         return None
+    if looks_like_token(hf_token):
+        raise ValueError(TOKEN_GIVEN)
     raise ValueError(f"--hf_token: '{hf_token}' is neither a file nor an environment variable")
+
+
+def _checked_token(text: str, place: str) -> str | None:
+    token = text.strip()
+    # It goes into an HTTP header, and the libraries would quote a bad one in their error.
+    if not token.isascii() or len(token.split()) > 1:
+        raise ValueError(f"--hf_token: {place} must hold a hub token and nothing else")
+    return token or None

@@ -29,6 +29,8 @@ LAYERS = {
     "build": 5,
     "load": 6,
     "preview": 6,
+    "estimate": 4,
+    "listing": 7,
     "ask": 7,
     "publish": 7,
     "__init__": 8,

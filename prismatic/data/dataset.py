@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -53,8 +54,9 @@ class ClipDataset(Dataset[Example]):
 
     records_by_epoch: rows of each epoch, in turn (several files: one clustering an epoch); one entry serves all epochs.
     tokens_per_clip: visual tokens N of a clip of T frames. max_length: longest text in tokens. context_length: places
-    that the LLM has, None for no bound. on_error: "raise" stops at a broken sample, "skip" replaces it by another one
-    and says so in Example.skipped. train: False draws the same frames in every epoch.
+    that the LLM has, None for no bound. rope_factor: by how much RoPE scaling stretches it already, None where it
+    cannot (for the hint of an error). on_error: "raise" stops at a broken sample, "skip" replaces it by another one and
+    says so in Example.skipped. train: False draws the same frames in every epoch.
     """
 
     records_by_epoch: Sequence[Sequence[Record]]
@@ -65,6 +67,7 @@ class ClipDataset(Dataset[Example]):
     max_length: int
     tokens_per_clip: Callable[[int], int]
     context_length: int | None = None
+    rope_factor: float | None = 1.0
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     train: bool = True
@@ -181,10 +184,17 @@ class ClipDataset(Dataset[Example]):
             raise ContextError(
                 f"{visual} visual tokens ({len(media_tokens)} clips, --model.num_frames {self.read.num_frames}) + "
                 f"{total - visual} text tokens = {total} exceed the LLM's context of {self.context_length}; lower "
-                "--model.num_frames, use --model.frame_aggregator mean, lower --model.llm_max_length, or stretch the "
-                "context with --model.rope_scaling_factor"
+                "--model.num_frames, use --model.frame_aggregator mean, lower --model.llm_max_length"
+                f"{self._stretch(total)}"
             )
         return tokens
+
+    def _stretch(self, total: int) -> str:
+        """The RoPE scaling that makes room for `total` positions, as a hint; none where the LLM cannot be stretched."""
+        if self.rope_factor is None or self.context_length is None:
+            return " or take an LLM with a longer context"
+        factor = math.ceil(10 * total * self.rope_factor / self.context_length) / 10
+        return f", or stretch the context: --model.rope_scaling_factor {factor:g}"
 
     def _replacement(self, position: Position, attempt: int) -> int:
         rng = np.random.default_rng([self.seed % 2**32, position.epoch, position.index, attempt + 1])
