@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import draccus
 import torch
@@ -18,17 +19,19 @@ def describe(cfg: PretrainConfig) -> str:
 
     Raises ValueError for everything that `build_trainer` would refuse in the annotations or the ids.
     """
-    records = read_annotations(cfg.dataset, cfg.stage)
-    vlm = _without_weights(cfg, records)
+    records = read_annotations(cfg.dataset, cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
+    vlm = without_weights(cfg, records)
     vlm.freeze(cfg.stage)
     stage = cfg.model.stage(cfg.stage)
-    steps = -(-len(records[0]) // stage.global_batch_size)
+    # Files take turns, woven epochs are all their own: as ClipDataset has it.
+    rows = [len(records[e if cfg.dataset.weave.enabled else e % len(records)]) for e in range(stage.epochs)]
+    steps = sum(-(-count // stage.global_batch_size) for count in rows)
     lines = [
         draccus.dump(cfg).rstrip(),
         "",
         f"run folder   {cfg.run_root_dir / cfg.resolved_run_id()}",
         f"examples     {len(records[0])} in {', '.join(str(file) for file in cfg.dataset.components(cfg.stage)[0])}",
-        f"steps        {stage.max_steps or steps * stage.epochs} of {stage.global_batch_size} examples",
+        f"steps        {stage.max_steps or steps} of {stage.global_batch_size} examples",
         "",
         *_parameters(vlm),
         "",
@@ -37,7 +40,8 @@ def describe(cfg: PretrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _without_weights(cfg: PretrainConfig, records: list[list[Record]]) -> PrismaticVLM:
+def without_weights(cfg: PretrainConfig, records: Sequence[Sequence[Record]]) -> PrismaticVLM:
+    """The model on the meta device: its tokenizer and sizes, no weights."""
     with torch.device("meta"):
         return build_vlm(
             cfg.model,
@@ -59,7 +63,7 @@ def _parameters(vlm: PrismaticVLM) -> list[str]:
     return [*lines, f"{'all':<18}{total:>16,}{trained:>16,}"]
 
 
-def _tokens(vlm: PrismaticVLM, records: list[Record]) -> list[str]:
+def _tokens(vlm: PrismaticVLM, records: Sequence[Record]) -> list[str]:
     kinds: Counter[str] = Counter()
     visual: Counter[int] = Counter()
     for record in records:
