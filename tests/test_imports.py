@@ -29,6 +29,7 @@ LAYERS = {
     "build": 5,
     "load": 6,
     "preview": 6,
+    "check": 7,
     "ask": 7,
     "__init__": 8,
     "__main__": 8,

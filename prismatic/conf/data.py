@@ -51,7 +51,7 @@ class OnlineWeaveConfig:
             raise ValueError(
                 f"{flag}.method {self.method} "
                 + ("takes no clusters: any clips meet" if self.clusters is not None else "needs clusters")
-                + f"; pass {flag}.method visual {flag}.clusters FILE (of `webvid.py cluster`, or its --embeddings folder)"
+                + f"; pass {flag}.method visual {flag}.clusters F (of `webvid.py cluster`; or a folder of embeddings)"
             )
 
 

@@ -205,10 +205,3 @@ def read_catalog(path: Path) -> Catalog:
     videos = path.parent / (table.schema.metadata or {}).get(_VIDEOS_KEY, b".").decode()
     columns = {name: ["" if v is None else v for v in table[name].to_pylist()] for name in table.column_names}
     return Catalog(videos, columns["id"], columns["path"], columns["caption"], columns["status"])
-
-
-def read_durations(path: Path) -> list[float | None]:
-    """Seconds of each row of a catalog; None where the file could not be opened, or the catalog does not say."""
-    if "duration" not in pyarrow.parquet.read_schema(path).names:
-        return [None] * pyarrow.parquet.read_metadata(path).num_rows
-    return pyarrow.parquet.read_table(path, columns=["duration"])["duration"].to_pylist()

@@ -20,15 +20,16 @@ from prismatic.data.annotations import AnnotationError, RecordTable, load_record
 from prismatic.data.media_paths import MediaRoot
 from prismatic.data.weave import Clusters, Recipe, WovenEpochs
 from prismatic.types import Medium, Record, Turn
-from prismatic.webvid.catalog import read_catalog, read_durations
+from prismatic.webvid.catalog import read_catalog
 from prismatic.webvid.cluster import LEFT_OUT, METHODS, Videos, read_embeddings
+from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import read_rows, read_text, whole_file
 from prismatic.webvid.forms import FORMS
 
 log = logging.getLogger(__name__)
 
 CACHE = ".weave"
-"""Folder beside embeddings.npy that keeps the clusters made of it, so that going on with a run does not make them again."""
+"""Folder beside embeddings.npy that keeps the clusters made of it: a run that goes on does not make them again."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def weave_epochs(data: DatasetConfig, stage: str, *, seed: int, num_frames: int)
     files, media_root = data.components(stage)
     if len(files) != 1:
         raise ValueError(
-            f"--dataset.weave makes another weave of the same clips for every epoch, so it takes one file of clips; the "
+            "--dataset.weave makes another weave of the same clips for every epoch, so it takes one file of clips; the "
             f"dataset names {len(files)}"
         )
     form = FORMS.get(options.form)
@@ -76,10 +77,10 @@ def weave_epochs(data: DatasetConfig, stage: str, *, seed: int, num_frames: int)
     return epochs
 
 
-def read_clips(file: Path, media_root: Path) -> Clips:
+def read_clips(file: Path, media_root: Path | str) -> Clips:
     """Clips of a catalog (.parquet; rows with status ok) or of an annotation file with one clip a row.
 
-    Raises ValueError (AnnotationError) naming file and row for a row that is not one clip with a question and a caption.
+    Raises AnnotationError, naming file and row, for a row that is not one clip with a question and a caption.
     """
     if file.suffix == ".parquet":
         found = read_catalog(file)
@@ -87,8 +88,8 @@ def read_clips(file: Path, media_root: Path) -> Clips:
         if not rows:
             raise ValueError(f"{file}: no row of this catalog has status ok")
         durations = np.array([np.nan if d is None else d for d in read_durations(file)], np.float32)[rows]
-        videos, above = found.videos.resolve(), media_root.resolve()
-        # A media folder that does not hold the catalog's videos has been moved: the paths are as in the catalog.
+        videos, above = found.videos.resolve(), Path(media_root).resolve()
+        # A media folder that does not hold the catalog's videos is a copy elsewhere: the paths are as in the catalog.
         prefix = videos.relative_to(above).as_posix() if videos.is_relative_to(above) else "."
         root = MediaRoot(media_root)
 

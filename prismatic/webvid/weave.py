@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.data.weave import Shown, split_frames
-from prismatic.webvid.catalog import Catalog, read_catalog, read_durations
+from prismatic.webvid.catalog import Catalog, read_catalog
+from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import epoch_path, read_rows, read_text, write_rows
 from prismatic.webvid.forms import FORMS
 
@@ -115,7 +116,7 @@ MediaColumns = Callable[[list[str], list[int]], tuple[dict[str, Any], str]]
 
 
 def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> MediaColumns:
-    prefix = _below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
+    prefix = below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
 
     def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
         videos = [prefix + found.paths[rows_of[i]] for i in ids]
@@ -128,7 +129,7 @@ def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> Me
 def _frame_rows(cfg: WeaveConfig) -> MediaColumns:
     assert cfg.frames is not None
     root = cfg.frames
-    prefix = _below(root, cfg.media_root or root, "--frames")
+    prefix = below(root, cfg.media_root or root, "--frames")
 
     def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
         files = [f for i, n in zip(ids, frames, strict=True) for f in read_frame_folder(root / i).uniform(n)]
@@ -157,7 +158,7 @@ def read_frame_folder(folder: Path) -> FrameFolder:
     return FrameFolder(folder, tuple(names))
 
 
-def _below(folder: Path, root: Path, name: str) -> str:
+def below(folder: Path, root: Path, name: str) -> str:
     """What to put before a path relative to `folder` so that it is relative to `root`."""
     inner, outer = folder.resolve(), root.resolve()
     if not inner.is_relative_to(outer):

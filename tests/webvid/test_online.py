@@ -159,7 +159,7 @@ def test_validation_clips_are_not_woven_into_training(tmp_path: Path) -> None:
     woven = _weave(_annotations(tmp_path, 8), tmp_path)
     refuse_shared_clips(woven, [load_records(_annotations(tmp_path, 4, "val.json", first=8), tmp_path)])
     shared = [load_records(_annotations(tmp_path, 4, "val.json", first=6), tmp_path)]
-    with pytest.raises(ValueError, match="2 clips of .* are also in the validation data, the first: v6, v7"):
+    with pytest.raises(ValueError, match=r"2 clips of .* are also in the validation data, the first: v6, v7"):
         refuse_shared_clips(woven, shared)
     with pytest.raises(ValueError, match="2 clips of"):
         refuse_shared_clips(woven, _weave(tmp_path / "val.json", tmp_path))
