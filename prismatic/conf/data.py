@@ -19,9 +19,7 @@ class OnlineWeaveConfig:
     """Weave clips into examples while training, anew in every epoch."""
 
     videos_per_example: int = 0  # Clips L of an example; 0: rows are taken as they are
-    curriculum: tuple[
-        int, ...
-    ] = ()  # L of the first epochs, e.g. '[1,2,4]'; later ones: videos_per_example, or the last
+    curriculum: tuple[int, ...] = ()  # L by epoch, e.g. '[1,2,4]'; then videos_per_example, or else the last one
     total_frames: int | None = None  # Frames of an example over all its clips; default: --model.num_frames
     method: str = "random"  # Which clips meet: random (any), or a method of `webvid.py cluster`, which needs clusters
     clusters: Annotations | None = None  # Clusters file (several: epochs take turns), or a folder of embeddings

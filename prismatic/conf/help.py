@@ -67,6 +67,9 @@ def _once_each(parser: argparse.ArgumentParser, mark: str) -> None:
             if group.title in seen:
                 parser._action_groups.remove(group)
             seen.add(group.title)
+    for group in parser._action_groups:
+        if mark in (group.title or ""):
+            group.title = mark[2:] + group.title.split(mark)[1].rstrip("']")
 
 
 def _explain_field(action: argparse.Action, preset: Any, field: str, choice: str) -> None:
