@@ -28,7 +28,7 @@ from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.train.run_dir import prepare_run_dir
-from prismatic.train.trainer import Trainer
+from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
 from prismatic.webvid.online import refuse_shared_clips, weave_epochs
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
+    check_stage(cfg.model.stage(cfg.stage))
     read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     train_records = read(cfg.dataset)
     val_records = read(cfg.val_dataset) if cfg.val_dataset else []
