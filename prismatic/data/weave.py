@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from prismatic.types import Medium, Record, Turn
 
 
+RECENT = 1024  # woven rows kept
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a form knows of one clip of an example. num_frames: frames shown of it. duration: seconds; None: unknown."""
@@ -125,6 +128,7 @@ class WovenRows(Sequence[Record]):
     def __init__(self, epochs: WovenEpochs, epoch: int, clusters: NDArray[np.integer]) -> None:
         self._all, self._epoch, self._clusters = epochs, epoch, clusters
         self._size = epochs.recipe.videos(epoch)
+        self._recent: dict[int, Record] = {}
         self._frames = split_frames(epochs.recipe.total_frames, self._size, "--dataset.weave.total_frames")
 
     def __len__(self) -> int:
@@ -151,6 +155,14 @@ class WovenRows(Sequence[Record]):
         at = index + len(self) if index < 0 else index
         if not 0 <= at < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        # A row is asked for twice when it is read by the process that has put its batch together by length.
+        if at not in self._recent:
+            if len(self._recent) >= RECENT:
+                self._recent.clear()
+            self._recent[at] = self._weave(at)
+        return self._recent[at]
+
+    def _weave(self, at: int) -> Record:
         numbers = self.groups[at].tolist()
         clips = [self._all.clips[number] for number in numbers]
         recipe = self._all.recipe
