@@ -21,8 +21,8 @@ class OnlineWeaveConfig:
     videos_per_example: int = 0  # Clips L of an example; 0: rows are taken as they are
     curriculum: tuple[int, ...] = ()  # L by epoch, e.g. '[1,2,4]'; then videos_per_example, or else the last one
     total_frames: int | None = None  # Frames of an example over all its clips; default: --model.num_frames
-    method: str = "random"  # Which clips meet: random (any), or a method of `webvid.py cluster`, which needs clusters
-    clusters: Annotations | None = None  # Clusters file (several: epochs take turns), or a folder of embeddings
+    method: str = "random"  # Which clips meet: random (any), or a method of `webvid.py cluster`, e.g. visual
+    clusters: Annotations | None = None  # Clusters file (several: epochs take turns), or folder of embeddings
     form: str = "joined"  # Question and answer; as --form of `webvid.py weave`
     prompt: str = "Describe what is happening in the video."  # The question of forms that have none of their own
     prompts: Path | None = None  # A file of questions, one a line, of which each example gets one instead of `prompt`
@@ -45,11 +45,10 @@ class OnlineWeaveConfig:
             raise ValueError(f"{flag}.{changed[0]} does nothing without {flag}.videos_per_example (2, 4, ...)")
         if self.total_frames is not None and self.total_frames < 1:
             raise ValueError(f"{flag}.total_frames must be at least 1, got {self.total_frames}")
-        if self.enabled and (self.method == "random") != (self.clusters is None):
+        if self.method == "random" and self.clusters is not None:
             raise ValueError(
-                f"{flag}.method {self.method} "
-                + ("takes no clusters: any clips meet" if self.clusters is not None else "needs clusters")
-                + f"; pass {flag}.method visual {flag}.clusters F (of `webvid.py cluster`; or a folder of embeddings)"
+                f"{flag}.method random takes no clusters, any clips meet; pass {flag}.method visual (or another method of "
+                f"`webvid.py cluster`) with {flag}.clusters"
             )
 
 

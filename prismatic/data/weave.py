@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from prismatic.types import Medium, Record, Turn
 
-
 RECENT = 1024  # woven rows kept
 
 

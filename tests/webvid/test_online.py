@@ -16,7 +16,8 @@ from prismatic.conf.data import DatasetConfig, OnlineWeaveConfig
 from prismatic.data.annotations import load_records
 from prismatic.data.weave import WovenEpochs
 from prismatic.webvid.catalog import SCHEMA
-from prismatic.webvid.online import CACHE, refuse_shared_clips, weave_epochs
+from prismatic.webvid.online import refuse_shared_clips, weave_epochs
+from prismatic.webvid.online_clusters import CACHE
 
 
 def _annotations(folder: Path, count: int, name: str = "clips.json", first: int = 0) -> Path:
@@ -133,7 +134,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"videos_per_example": 0, "form": "ordered"}, r"--dataset\.weave\.form does nothing without"),
         ({"form": "orderd"}, "did you mean 'ordered'"),
         ({"method": "visul", "clusters": four}, "did you mean 'visual'"),
-        ({"method": "visual"}, r"--dataset\.weave\.method visual needs clusters"),
+        ({"method": "visual"}, r"--dataset\.weave\.method visual .*needs --embeddings DIR"),
         ({"clusters": four}, r"--dataset\.weave\.method random takes no clusters"),
         ({"total_frames": 1}, r"--dataset\.weave\.total_frames 1 leaves a video without a frame"),
         ({"videos_per_example": 9, "total_frames": 9}, "8 clips make no example"),
