@@ -47,8 +47,8 @@ class OnlineWeaveConfig:
             raise ValueError(f"{flag}.total_frames must be at least 1, got {self.total_frames}")
         if self.method == "random" and self.clusters is not None:
             raise ValueError(
-                f"{flag}.method random takes no clusters, any clips meet; pass {flag}.method visual (or another method of "
-                f"`webvid.py cluster`) with {flag}.clusters"
+                f"{flag}.method random takes no clusters, any clips meet; pass {flag}.method visual (or another "
+                f"method of `webvid.py cluster`) with {flag}.clusters"
             )
 
 

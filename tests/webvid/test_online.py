@@ -134,7 +134,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"videos_per_example": 0, "form": "ordered"}, r"--dataset\.weave\.form does nothing without"),
         ({"form": "orderd"}, "did you mean 'ordered'"),
         ({"method": "visul", "clusters": four}, "did you mean 'visual'"),
-        ({"method": "visual"}, r"--dataset\.weave\.method visual .*needs --embeddings DIR"),
+        ({"method": "visual"}, r"--dataset\.weave\.method visual: .*--embeddings .* here --dataset\.weave\.clusters"),
         ({"clusters": four}, r"--dataset\.weave\.method random takes no clusters"),
         ({"total_frames": 1}, r"--dataset\.weave\.total_frames 1 leaves a video without a frame"),
         ({"videos_per_example": 9, "total_frames": 9}, "8 clips make no example"),
