@@ -74,6 +74,12 @@ def _resizes() -> Registry[Any]:
     return RESIZES
 
 
+def _forms() -> Registry[Any]:
+    from prismatic.webvid.forms import FORMS
+
+    return FORMS
+
+
 def _templates() -> Table:
     from prismatic.prompting import TEMPLATES
 
@@ -89,6 +95,7 @@ KINDS: dict[str, Callable[[], Table]] = {
     "projector": _functions("projector", _projectors),
     "sampler": _functions("sampler", _samplers),
     "resize": _functions("resize strategy", _resizes),
+    "form": _functions("form of woven examples", _forms),
     "template": _templates,
 }
 

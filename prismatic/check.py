@@ -106,7 +106,7 @@ def validate(cfg: ValidateConfig) -> str:
         log.info("%s", report)
         kinds = Counter(problem.kind for problem in findings.problems)
         told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-        raise InvalidAnnotationsError(f"{len(findings.problems):,} problems in {findings.rows:,} rows: {told}")
+        raise InvalidAnnotationsError(f"{_problems(findings)} in {findings.rows:,} rows: {told}")
     return report
 
 
@@ -250,6 +250,10 @@ def _leaks(tables: Sequence[RecordTable], val_tables: Sequence[RecordTable]) -> 
             yield Problem("leak", record.source, f"{files[0]} is also in {paths[files[0]]}")
 
 
+def _problems(findings: Findings) -> str:
+    return f"{len(findings.problems):,} problem{'' if len(findings.problems) == 1 else 's'}"
+
+
 def _video_ids(record: Record) -> list[str]:
     """None for a text-only row, nor for a row that is named by its place in the file: such names mean nothing."""
     by_place = record.id.isdecimal() and record.source.endswith(f", row {int(record.id) + 1}")
@@ -276,4 +280,4 @@ def _report(cfg: ValidateConfig, checker: Checker, findings: Findings, files: li
             lines.append(f"{len(of_kind):,} {kind}: {meaning}")
             lines += [f"  {problem.where}: {problem.text}" for problem in of_kind[: cfg.show]]
             lines += [f"  ... and {len(of_kind) - cfg.show:,} more"] if len(of_kind) > cfg.show else []
-    return "\n".join([*lines, f"{len(findings.problems):,} problems"])
+    return "\n".join([*lines, _problems(findings)])
