@@ -14,7 +14,18 @@ NGPU=${NGPU:-1}
 DATA=${DATA:-data}
 
 current="setting up"
-trap 'code=$?; if [ "$code" -ne 0 ]; then echo "run_pretrain.sh: stopped while $current (exit code $code); the reason is above" >&2; fi' EXIT
+PRISMATIC_ERROR_FILE="$(mktemp)"
+export PRISMATIC_ERROR_FILE
+finish() {
+    local code=$?
+    if [ "$code" -ne 0 ]; then
+        printf '\nrun_pretrain.sh: stopped while %s (exit code %s)\n' "$current" "$code" >&2
+        # torchrun reports at length on a process that failed; the reason is said again below it.
+        if [ -s "$PRISMATIC_ERROR_FILE" ]; then cat "$PRISMATIC_ERROR_FILE" >&2; fi
+    fi
+    rm -f "$PRISMATIC_ERROR_FILE"
+}
+trap finish EXIT
 step() {
     current="$1"
     printf '\n== [%s] %s\n' "$(date +%H:%M:%S)" "$1"

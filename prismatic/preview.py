@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import draccus
 import torch
 
-from prismatic.build import build_vlm, conversation_texts, read_annotations, read_token
+from prismatic.build import add_adapters, build_vlm, conversation_texts, read_annotations, read_token
 from prismatic.conf.run import PretrainConfig
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.types import Medium, Record
@@ -21,6 +21,7 @@ def describe(cfg: PretrainConfig) -> str:
     """
     records = read_annotations(cfg.dataset, cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     vlm = without_weights(cfg, records)
+    add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     stage = cfg.model.stage(cfg.stage)
     # Files take turns, woven epochs are all their own: as ClipDataset has it.
