@@ -52,7 +52,6 @@ def teach(parser: argparse.ArgumentParser, config_class: type, chosen: dict[str,
             group for group in groups if group.title.split(" [")[0] in (base.__qualname__, type(preset).__qualname__)
         ]
         parser._action_groups = [g for g in parser._action_groups if g not in groups or g in kept]
-        _once_each(parser, f"['{name}.")
         kept[0].title, kept[0].description = name, about
         kept[1].title, kept[1].description = f"{name}: fields, with the values of --{name}.type {choice}", None
         for action in [*kept[0]._group_actions, *kept[1]._group_actions]:
@@ -74,19 +73,6 @@ def _teach_nested(parser: argparse.ArgumentParser, name: str, preset: Any) -> No
             _explain_field(action, value, action.dest.rsplit(".", 1)[1], "")
         for group in parser._action_groups:
             group._group_actions = [action for action in group._group_actions if action.dest not in (field, flag)]
-
-
-def _once_each(parser: argparse.ArgumentParser, mark: str) -> None:
-    """Configurations inside a choice are listed by draccus once for each preset, all alike."""
-    seen: set[str | None] = set()
-    for group in list(parser._action_groups):
-        if mark in (group.title or ""):
-            if group.title in seen:
-                parser._action_groups.remove(group)
-            seen.add(group.title)
-    for group in parser._action_groups:
-        if mark in (group.title or ""):
-            group.title = mark[2:] + group.title.split(mark)[1].rstrip("']")
 
 
 def _explain_field(action: argparse.Action, preset: Any, field: str, choice: str) -> None:
