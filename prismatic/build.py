@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset, MediaReader
 from prismatic.data.loader import StepLoader
 from prismatic.data.pack import collate
+from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
@@ -32,6 +33,7 @@ from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
+from prismatic.webvid.online import refuse_shared_clips, weave_epochs
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +45,11 @@ log = logging.getLogger(__name__)
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
     check_stage(cfg.model.stage(cfg.stage))
-    train_records = read_annotations(cfg.dataset, cfg.stage)
-    val_records = read_annotations(cfg.val_dataset, cfg.stage) if cfg.val_dataset else []
+    read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
+    train_records = read(cfg.dataset)
+    val_records = read(cfg.val_dataset) if cfg.val_dataset else []
+    if isinstance(train_records, WovenEpochs):
+        refuse_shared_clips(train_records, val_records)
     run_dir = prepare_run_dir(cfg)
     definition = run_dir / "llm_backbone"
     start = read_start(cfg)
@@ -238,7 +243,7 @@ def add_adapters(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
 
 def build_loader(
     data: DatasetConfig,
-    records: list[list[Record]],
+    records: Sequence[Sequence[Record]],
     *,
     cfg: PretrainConfig,
     vlm: PrismaticVLM,
@@ -247,9 +252,34 @@ def build_loader(
 ) -> StepLoader:
     """Batches of one dataset for this process, in an order that depends on the seed alone."""
     stage = cfg.model.stage(cfg.stage)
+    dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
+    dataset.check()
+    return StepLoader(
+        dataset,
+        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=data.packing),
+        num_examples=dataset.num_examples,
+        global_batch_size=stage.global_batch_size,
+        per_device_batch_size=stage.per_device_batch_size,
+        seed=cfg.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=data.num_workers,
+        shuffle=train,
+    )
+
+
+def build_dataset(
+    data: DatasetConfig,
+    records: Sequence[Sequence[Record]],
+    *,
+    cfg: PretrainConfig,
+    vlm: PrismaticVLM,
+    train: bool,
+) -> ClipDataset:
+    """The examples of one dataset, as this model is trained on them."""
     tokenizer = vlm.llm_backbone.tokenizer
     caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
-    dataset = ClipDataset(
+    return ClipDataset(
         records,
         read=MediaReader(
             num_frames=cfg.model.num_frames,
@@ -272,28 +302,27 @@ def build_loader(
         on_error=data.on_error,
         train=train,
     )
-    dataset.check()
-    return StepLoader(
-        dataset,
-        partial(collate, pad_token_id=tokenizer.pad_token_id, packing=data.packing),
-        num_examples=dataset.num_examples,
-        global_batch_size=stage.global_batch_size,
-        per_device_batch_size=stage.per_device_batch_size,
-        seed=cfg.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        num_workers=data.num_workers,
-        shuffle=train,
-    )
 
 
-def read_annotations(data: DatasetConfig, stage: str) -> list[list[Record]]:
-    """The rows of each annotation file (one per epoch, in turn). Raises ValueError naming file and row."""
+def read_annotations(
+    data: DatasetConfig, stage: str, *, seed: int = 0, num_frames: int = 1
+) -> Sequence[Sequence[Record]]:
+    """The rows of each epoch: of each annotation file in turn, or woven anew of one file's clips.
+
+    Raises ValueError naming file and row.
+    """
+    if data.weave.enabled:
+        return weave_epochs(data, stage, seed=seed, num_frames=num_frames)
     files, media_root = data.components(stage)
+    for file in files:
+        if file.suffix == ".parquet":
+            raise ValueError(
+                f"{file} is a catalog of clips; pass --dataset.weave.videos_per_example 4 (or 1) to train on it"
+            )
     return [load_records(file, media_root) for file in files]
 
 
-def conversation_texts(records: list[list[Record]]) -> Iterable[str]:
+def conversation_texts(records: Sequence[Sequence[Record]]) -> Iterable[str]:
     """Every message of the data: what a tokenizer that is trained on the spot sees."""
     for epoch in records:
         for record in epoch:

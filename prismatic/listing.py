@@ -136,6 +136,12 @@ def _resizes() -> Registry[Any]:
     return RESIZES
 
 
+def _forms() -> Registry[Any]:
+    from prismatic.webvid.forms import FORMS
+
+    return FORMS
+
+
 def _templates() -> Table:
     from prismatic.prompting import TEMPLATES
 
@@ -156,6 +162,7 @@ KINDS: dict[str, Callable[[], Table]] = {
     "projector": _described("projector", _projectors),
     "sampler": _described("sampler", _samplers),
     "resize": _described("resize strategy", _resizes),
+    "form": _described("form of woven examples", _forms),
     "template": _templates,
 }
 """What can be listed, each with the function that makes its table."""

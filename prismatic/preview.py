@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import draccus
@@ -48,19 +49,21 @@ def describe(cfg: PretrainConfig) -> str:
 
     Raises ValueError for everything that `build_trainer` would refuse in the annotations or the ids.
     """
-    records = read_annotations(cfg.dataset, cfg.stage)
-    vlm, notes = _without_weights(cfg, records)
+    records = read_annotations(cfg.dataset, cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
+    vlm, notes = without_weights(cfg, records)
     add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     stage = cfg.model.stage(cfg.stage)
-    steps = -(-len(records[0]) // stage.global_batch_size)
+    # Files take turns, woven epochs are all their own: as ClipDataset has it.
+    rows = [len(records[e if cfg.dataset.weave.enabled else e % len(records)]) for e in range(stage.epochs)]
+    steps = sum(-(-count // stage.global_batch_size) for count in rows)
     tokens = _count(cfg, vlm, records[0])
     lines = [
         draccus.dump(cfg).rstrip(),
         "",
         f"run folder   {cfg.run_root_dir / cfg.resolved_run_id()}",
         f"examples     {len(records[0])} in {', '.join(str(file) for file in cfg.dataset.components(cfg.stage)[0])}",
-        f"steps        {stage.max_steps or steps * stage.epochs} of {stage.global_batch_size} examples",
+        f"steps        {stage.max_steps or steps} of {stage.global_batch_size} examples",
         "",
         *_parameters(vlm),
         "",
@@ -72,8 +75,8 @@ def describe(cfg: PretrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _without_weights(cfg: PretrainConfig, records: list[list[Record]]) -> tuple[PrismaticVLM, list[str]]:
-    """The model without memory for its weights, and what about it is estimated."""
+def without_weights(cfg: PretrainConfig, records: Sequence[Sequence[Record]]) -> tuple[PrismaticVLM, list[str]]:
+    """The model on the meta device (tokenizer and sizes, no memory for weights), and what about it is estimated."""
     model = cfg.model
     spec = llm_spec(model.llm_backbone_id)
 
@@ -124,7 +127,7 @@ def _kind(record: Record) -> str:
     return " + ".join(sorted(kinds)) if kinds else "text only"
 
 
-def _count(cfg: PretrainConfig, vlm: PrismaticVLM, records: list[Record]) -> dict[str, Tokens]:
+def _count(cfg: PretrainConfig, vlm: PrismaticVLM, records: Sequence[Record]) -> dict[str, Tokens]:
     """Tokens of rows spread over each kind of example."""
     by_kind: dict[str, list[Record]] = {}
     for record in records:
@@ -161,7 +164,7 @@ def _add(tokens: Tokens, cfg: PretrainConfig, vlm: PrismaticVLM, record: Record)
     tokens.longest = max(tokens.longest, len(example.input_ids))
 
 
-def _token_lines(vlm: PrismaticVLM, records: list[Record], tokens: dict[str, Tokens]) -> list[str]:
+def _token_lines(vlm: PrismaticVLM, records: Sequence[Record], tokens: dict[str, Tokens]) -> list[str]:
     rows = Counter(_kind(record) for record in records)
     lines = [f"{'modality':<18}{'examples':>10}{'frames':>10}{'visual':>10}{'text':>10}{'learned':>10}{'longest':>10}"]
     for kind, sums in tokens.items():

@@ -31,6 +31,7 @@ LAYERS = {
     "preview": 6,
     "estimate": 4,
     "listing": 7,
+    "check": 7,
     "ask": 7,
     "publish": 7,
     "__init__": 8,

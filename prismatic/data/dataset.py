@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from prismatic.data.annotations import check_media
 from prismatic.data.media import MediaReader
 from prismatic.data.tokenize import Tokenized, tokenize_chat
+from prismatic.data.weave import WovenEpochs
 from prismatic.prompting import ChatTemplate
 from prismatic.types import IGNORE_INDEX, Example, Record, Skip
 
@@ -52,7 +53,8 @@ class ContextError(ValueError):
 class ClipDataset(Dataset[Example]):
     """Examples by Position. What a position gives depends on (seed, epoch, index) alone, in every process.
 
-    records_by_epoch: rows of each epoch, in turn (several files: one clustering an epoch); one entry serves all epochs.
+    records_by_epoch: rows of each epoch, in turn (several files: one clustering an epoch); one entry serves all epochs,
+    and WovenEpochs has rows of its own for each.
     tokens_per_clip: visual tokens N of a clip of T frames. max_length: longest text in tokens. context_length: places
     that the LLM has, None for no bound. rope_factor: by how much RoPE scaling stretches it already, None where it
     cannot (for the hint of an error). on_error: "raise" stops at a broken sample, "skip" replaces it by another one and
@@ -109,6 +111,13 @@ class ClipDataset(Dataset[Example]):
         text = sum(len(turn.text) for turn in record.turns) // _CHARS_PER_TOKEN + 1
         return sum(self._media_tokens(record)) + min(text, self.max_length)
 
+    def tokens_of(self, record: Record) -> Tokenized:
+        """Ids and labels of a row, from the row alone: no medium is opened.
+
+        Raises ContextError, ZeroLabelsError, or ValueError for turns and placeholders that do not fit.
+        """
+        return self._tokenized(record, self._media_tokens(record))
+
     def check(self, limit: int | None = CHECKED_ROWS) -> None:
         """Look at rows before anything is trained: context, labels left, placeholders, whether the media exist.
 
@@ -120,7 +129,7 @@ class ClipDataset(Dataset[Example]):
         for record in self._rows_to_check(limit):
             looked_at += 1
             try:
-                cut += self._tokenized(record, self._media_tokens(record)).cut > 0
+                cut += self.tokens_of(record).cut > 0
             except ValueError as error:
                 broken.append(f"{record.source}: {error}")
                 continue
@@ -150,6 +159,8 @@ class ClipDataset(Dataset[Example]):
             yield from (records[index] for index in sorted({*_spread(len(records), share), *longest}))
 
     def _records(self, epoch: int) -> Sequence[Record]:
+        if isinstance(self.records_by_epoch, WovenEpochs):
+            return self.records_by_epoch[epoch]
         return self.records_by_epoch[epoch % len(self.records_by_epoch)]
 
     def _media_tokens(self, record: Record) -> list[int]:

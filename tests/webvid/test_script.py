@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from prismatic.conf import cli
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
+from prismatic.conf.webvid_rows import ROW_SUBCOMMANDS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,7 +24,7 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_subcommands_and_an_example_for_each() -> None:
     listed = _run("--help")
     assert listed.returncode == 0
-    for name in ("catalog", "cluster", "weave"):
+    for name in ("catalog", "cluster", "weave", *ROW_SUBCOMMANDS):
         assert name in listed.stdout
         told = _run(name, "--help")
         assert told.returncode == 0
@@ -43,6 +45,13 @@ def test_bad_input_is_one_line(args: list[str], said: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "config"), [(name, config) for name, (config, _) in ROW_SUBCOMMANDS.items()])
+def test_examples_of_row_tools_parse(name: str, config: type) -> None:
+    words = shlex.split((config.__doc__ or "").split("scripts/webvid.py ", 1)[1].split("\n")[0])
+    assert words[0] == name
+    cli.parse(config, words[1:]).validate()
 
 
 def test_examples_in_the_help_parse() -> None:
