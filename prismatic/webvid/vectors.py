@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from prismatic.types import ImageSpec
 from prismatic.video.decode import open_video
 from prismatic.video.sampling import ClipFacts, sample
+from prismatic.video.transforms import resize
 from prismatic.webvid.pool import Failure
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 Vector = np.ndarray
@@ -54,8 +55,6 @@ class VideoJob:
 
     def read(self, clip: tuple[str, str]) -> np.ndarray:
         """Frames of a clip, uint8 [T, 3, R, R]."""
-        from prismatic.video.transforms import resize
-
         with open_video(Path(self.videos) / clip[1]) as opened:
             facts = ClipFacts(len(opened), opened.fps, opened.timestamps)
             indices = sample(facts, self.num_frames, self.sampler, np.random.default_rng(self.backbone.seed))
@@ -86,8 +85,6 @@ class CaptionJob:
 
     def finish(self, batch: Sequence[tuple[str, str]], read: Iterator[Any]) -> list[Vector | Failure]:
         """The feature of each caption."""
-        import torch
-
         before = torch.get_num_threads()
         _one_thread()
         try:
@@ -98,8 +95,6 @@ class CaptionJob:
 
 
 def _one_thread() -> None:
-    import torch
-
     torch.set_num_threads(1)
 
 
@@ -118,7 +113,6 @@ def vision_model(backbone: Backbone) -> nn.Module:
 @lru_cache(maxsize=1)
 def text_model(backbone: Backbone) -> tuple[Any, Any]:
     """(model, tokenizer) of a Transformers id or folder. Raises ValueError when it cannot be had."""
-    import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     name = backbone.model_id
@@ -138,15 +132,11 @@ def text_model(backbone: Backbone) -> tuple[Any, Any]:
 
 
 def _placed(model: nn.Module, backbone: Backbone) -> nn.Module:
-    import torch
-
     dtype = torch.bfloat16 if backbone.precision == "bf16" else torch.float32
     return model.eval().requires_grad_(False).to(device=backbone.device, dtype=dtype)
 
 
 def _video_vector(model: nn.Module, frames: np.ndarray | Failure, device: str) -> Vector | Failure:
-    import torch
-
     if isinstance(frames, Failure):
         return frames
     with torch.inference_mode():
@@ -156,8 +146,6 @@ def _video_vector(model: nn.Module, frames: np.ndarray | Failure, device: str) -
 
 def _text_vector(model: Any, tokenizer: Any, caption: str, device: str) -> Vector | Failure:
     """The model's own text feature where it has one (CLIP, SigLIP), otherwise the mean over the tokens' last states."""
-    import torch
-
     limit = min(tokenizer.model_max_length, 512)
     tokens = tokenizer(caption, return_tensors="pt", truncation=True, max_length=limit).to(device)
     with torch.inference_mode():

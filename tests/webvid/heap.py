@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
 import av
+from PIL import Image
 
 from prismatic.conf.webvid import CatalogConfig
 from prismatic.webvid.catalog import catalog
@@ -33,9 +35,13 @@ def write_broken(folder: Path) -> dict[str, str]:
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         container.start_encoding()
     files.write_audio_only(folder / "audio.mp4")
-    (folder / "secret.mp4").symlink_to(folder / "nowhere" / "gone.mp4")
+    if os.geteuid():
+        (folder / "secret.mp4").write_bytes(source.read_bytes())
+        (folder / "secret.mp4").chmod(0)
+    else:  # who may read everything
+        (folder / "secret.mp4").symlink_to(folder / "nowhere" / "gone.mp4")
     (folder / "directory.mp4").mkdir()
-    _huge(source, folder / "huge.mp4")
+    _huge(folder / "huge.mp4")
     source.unlink()
     files.write_video(folder / "vfr.mp4", "libx264", 20, options=files.X264, ticks=[i * i for i in range(20)])
     write_video(folder / "vanishing.mp4", shade=201, frames=5)
@@ -45,7 +51,7 @@ def write_broken(folder: Path) -> dict[str, str]:
         "magic": "is no video",
         "zero": "broken",
         "audio": "no video stream",
-        "secret": "No such file",
+        "secret": "ermission" if os.geteuid() else "No such file",
         "directory": "no image",
         "huge": "exceed",
         "vfr": "ok",
@@ -53,14 +59,16 @@ def write_broken(folder: Path) -> dict[str, str]:
     }
 
 
-def _huge(source: Path, path: Path) -> None:
-    """A file whose header asks for 16000 x 16000 pixels, and whose stream says so too."""
+def _huge(path: Path) -> None:
+    """One picture of 90 million pixels: few bytes, much memory."""
+    picture = io.BytesIO()
+    Image.new("L", (10000, 9000)).save(picture, "JPEG", quality=10)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 12000, 12000, "yuvj420p"
-        frame = av.VideoFrame(12000, 12000, "yuvj420p")
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        stream.width, stream.height, stream.pix_fmt = 10000, 9000, "yuvj420p"
+        packet = av.Packet(picture.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, 0, 0, True
+        container.mux(packet)
 
 
 def make_catalog(root: Path, captions: dict[str, str], name: str = "c", **flags: object) -> Path:

@@ -50,7 +50,7 @@ def test_a_file_names_its_video_and_empty_tables_are_empty(tmp_path: Path) -> No
         ("t.csv", "id,name\n,x\n", r"row 1 has neither an id nor a file"),
         ("t.json", "{", r"not JSON"),
         ("t.json", '{"a": 1}', r"expected a list of JSON objects"),
-        ("t.jsonl", '{"id": 1}\n{', r"line 2: not JSON"),
+        ("t.jsonl", '{"id": 1, "text": "x"}\n{', r"line 2: not JSON"),
         ("t.txt", "x", r"expected .csv, .tsv, .json, .jsonl or .parquet"),
         ("t.parquet", "x", r"not a Parquet file"),
     ],
