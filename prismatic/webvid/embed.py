@@ -20,7 +20,7 @@ from prismatic.video.transforms import RESIZES
 from prismatic.webvid.catalog import usable_rows, videos_folder
 from prismatic.webvid.engine import ENGINES, Job, Workers, cut
 from prismatic.webvid.entries import Entry
-from prismatic.webvid.extract import FAILED, keep_settings, summary, write_failures
+from prismatic.webvid.extract import FAILED, clear_partial, keep_settings, summary, write_failures
 from prismatic.webvid.files import whole_file
 from prismatic.webvid.pool import Failure
 from prismatic.webvid.vector_store import VectorStore
@@ -36,6 +36,7 @@ def embed(cfg: EmbedConfig) -> str:
     ENGINES.get(cfg.engine)
     job = _job(cfg)
     keep_settings(cfg.output / SETTINGS, _settings(cfg))
+    clear_partial(cfg.output)
     rows = list(usable_rows(cfg.catalog))
     if not rows:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")

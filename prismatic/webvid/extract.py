@@ -6,6 +6,7 @@ Owns what is done already, what is left, and the list of failures. How frames ar
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ def extract(cfg: ExtractConfig) -> str:
     wanted = [(row.id, row.path) for row in chosen(usable_rows(cfg.catalog), read_ids(cfg.ids))]
     if not wanted:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok" + (" and an id of --ids" if cfg.ids else ""))
+    clear_partial(cfg.output)
     state = State()
     run = _folders if cfg.format == "folder" else _shards
     total = run(cfg, spec, wanted, state)
@@ -146,6 +148,12 @@ def keep_settings(file: Path, settings: dict) -> None:
         return
     with whole_file(file) as out:
         out.write(json.dumps(settings, indent=2) + "\n")
+
+
+def clear_partial(folder: Path) -> None:
+    """Delete what killed runs left half written."""
+    for left in folder.glob(".*.partial*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def read_failures(file: Path) -> dict[str, str]:

@@ -147,7 +147,10 @@ def _video_vector(model: nn.Module, frames: np.ndarray | Failure, device: str) -
 def _text_vector(model: Any, tokenizer: Any, caption: str, device: str) -> Vector | Failure:
     """The model's own text feature where it has one (CLIP, SigLIP), otherwise the mean over the tokens' last states."""
     limit = min(tokenizer.model_max_length, 512)
-    tokens = tokenizer(caption, return_tensors="pt", truncation=True, max_length=limit).to(device)
+    # SigLIP's text tower has only ever seen texts that are filled up to its full length.
+    padding = "max_length" if str(getattr(model.config, "model_type", "")).startswith("siglip") else False
+    limit = min(limit, 64) if padding else limit
+    tokens = tokenizer(caption, return_tensors="pt", truncation=True, padding=padding, max_length=limit).to(device)
     with torch.inference_mode():
         if hasattr(model, "get_text_features"):
             features = model.get_text_features(**tokens)
