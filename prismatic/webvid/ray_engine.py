@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 WINDOW = 2048
 """Batches of one Ray Dataset: bounds what the driver holds, and how long a result waits until it is written down."""
+
+CONNECT_SECONDS = 10.0
 
 _kept: dict[bytes, tuple[Any, Pool]] = {}
 """In a Ray process: pickled (job, workers) -> the job with what it made, and its reading processes."""
@@ -54,9 +57,12 @@ def _connect(workers: Workers) -> None:
     except ImportError as error:
         raise ValueError("--engine ray needs Ray: pip install 'prismatic[ray]' (or use --engine local)") from error
     if not ray.is_initialized():
+        host, _, port = workers.address.removeprefix("ray://").rpartition(":")
         try:
+            if host and port.isdecimal():  # Ray itself would try for minutes
+                socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
             ray.init(address=workers.address or None, logging_level=logging.WARNING, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"--address {workers.address}: no Ray cluster there ({error})") from error
 
 

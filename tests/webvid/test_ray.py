@@ -90,7 +90,6 @@ def test_a_cluster_that_loses_a_machine_gives_the_same_bytes(cluster: Any, heap:
 
 def test_no_cluster_is_one_line(heap: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    args = _commands(heap, tmp_path)[0]
-    done = _call(*args, "--engine", "ray", "--address", "127.0.0.1:1", cwd=tmp_path)
+    done = _call(*_commands(heap, tmp_path)[0], "--engine", "ray", "--address", "127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 2
     assert "error: --address 127.0.0.1:1: no Ray cluster there" in done.stderr
