@@ -27,7 +27,7 @@ from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.train.run_dir import prepare_run_dir
-from prismatic.train.trainer import Trainer
+from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
+    check_stage(cfg.model.stage(cfg.stage))
     train_records = read_annotations(cfg.dataset, cfg.stage)
     val_records = read_annotations(cfg.val_dataset, cfg.stage) if cfg.val_dataset else []
     run_dir = prepare_run_dir(cfg)

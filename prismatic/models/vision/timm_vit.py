@@ -131,9 +131,9 @@ class CustomViTSpec:
     """A row that is an architecture of its own: a timm VisionTransformer of any size, with random weights only."""
 
     image_size: int
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
         """The backbone. Raises ValueError for pretrained=True: there are no weights of it anywhere."""
