@@ -83,7 +83,7 @@ class WeaveConfig:
 
     clusters: ClusterFiles = Path("clusters.json")  # From `webvid.py cluster`; a list in brackets: epochs take turns
     catalog: Path = Path("catalog.parquet")  # From `webvid.py catalog`; gives paths and captions
-    frames: Path | None = None  # Folder of extracted frames (one folder a video): examples list those, not videos
+    frames: Path | None = None  # From `webvid.py extract`, folders or shards: examples name those, not the videos
     media_root: Path | None = None  # Paths are written relative to it; default: the --videos or --frames folder
     total_frames: int = 16  # Frames of an example over all its videos
     form: str = "joined"  # Question and answer: joined, ordered, indexed

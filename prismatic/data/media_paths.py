@@ -47,11 +47,11 @@ class MediaRoot:
         if isinstance(path, str) and MARK in path:
             tar, _, clip_id = path.partition(MARK)
             return f"{self.resolve(tar + MARK[:-1])}#{clip_id}"
+        if self._is_url:
+            return f"{self.root}/{self._normalize(path)}"
         if not isinstance(path, str) or not _PLAIN.fullmatch(path) or ".." in path or "//" in path or path[0] == "/":
             path = self._normalize(path)
         full = f"{self.root}/{path}"
-        if self._is_url:
-            return full
         folder, _, name = full.rpartition("/")
         links = self._links.get(folder)
         if links is None:
