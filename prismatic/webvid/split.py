@@ -19,6 +19,7 @@ from prismatic.webvid.cluster import read_embeddings
 from prismatic.webvid.files import whole_file
 
 CHUNK = 8192  # vectors compared at a time
+SEEDS = 256  # videos whose look-alikes are sought in one pass over all vectors, at least
 MAX_REACH = 64  # linked videos for each one drawn, above which --near_duplicate is too low to mean a duplicate
 
 
@@ -78,7 +79,7 @@ def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str
     refused = linked = 0
     start = 0
     while len(chosen) < cfg.val_size and start < len(candidates):
-        seeds = candidates[start : start + cfg.val_size]
+        seeds = candidates[start : start + max(cfg.val_size, SEEDS)]
         start += len(seeds)
         groups = _linked(matrix, usable, [s for s in seeds if s not in chosen], cfg)
         members = groups.members()
@@ -92,7 +93,9 @@ def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str
             chosen.update(group)
             linked += len(group) - 1
     if not chosen:
-        raise ValueError(f"--near_duplicate {cfg.near_duplicate}: every group of look-alikes exceeds --val_size")
+        raise ValueError(
+            f"--near_duplicate {cfg.near_duplicate}: every group of look-alikes exceeds --val_size; raise it"
+        )
     lines = [
         f"  {linked} near duplicates (cosine from {cfg.near_duplicate}) are in val with what they look like; {refused} "
         "groups did not fit and stay in train"
