@@ -10,7 +10,7 @@ from typing import Any
 import prismatic.conf.run  # noqa: F401  registers presets and datasets
 from prismatic.conf import cli
 from prismatic.conf.data import DatasetConfig
-from prismatic.conf.models import ModelConfig
+from prismatic.conf.models import NATIVE_MODEL_ID, ModelConfig
 from prismatic.registry import Registry, unknown_id_message
 
 USAGE = "usage: python -m prismatic list [KIND] [--plugins a.b,c.d]"
@@ -21,8 +21,10 @@ def _models() -> Table:
     rows = []
     for name, cls in ModelConfig.get_known_choices().items():
         cfg = cls()
-        arch = cfg.arch_specifier
-        rows.append([name, cfg.vision_backbone_id, cfg.llm_backbone_id, arch, cfg.image_resize_strategy])
+        parts = [cfg.vision_backbone_id, cfg.llm_backbone_id, cfg.arch_specifier]
+        if name == NATIVE_MODEL_ID:
+            parts = ["(those of --model.model_path)", "", ""]
+        rows.append([name, *parts, cfg.image_resize_strategy])
     return ["model", "vision", "LLM", "architecture", "resize"], rows
 
 
@@ -38,6 +40,13 @@ def _vision() -> Table:
     from prismatic.models.vision.zoo import VISION
 
     return ["vision backbone", "made of"], [[name, _row(spec)] for name, spec in VISION.items()]
+
+
+def _native() -> Table:
+    from prismatic.models.native.parts import NATIVE_FAMILIES
+
+    rows = [[name, family.model_class, family.resize] for name, family in NATIVE_FAMILIES.items()]
+    return ["native family", "Transformers class (--model.type hf-vlm --model.model_path ...)", "resize"], rows
 
 
 def _llms() -> Table:
@@ -84,6 +93,7 @@ KINDS: dict[str, Callable[[], Table]] = {
     "vision": _vision,
     "llm": _llms,
     "model": _models,
+    "native": _native,
     "dataset": _datasets,
     "aggregator": _functions("aggregator", _aggregators),
     "projector": _functions("projector", _projectors),

@@ -21,7 +21,9 @@ from prismatic.data.pack import collate
 from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
+from prismatic.models.llm import lora
 from prismatic.models.llm.build import build_llm
+from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
@@ -52,6 +54,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     )
     save_llm_definition(vlm, definition)
     unsaved = start_from(vlm, cfg)
+    add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
     return Trainer(
@@ -61,7 +64,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
         val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
         world=world,
         run_dir=run_dir,
-        frozen_modules=[name for name in unsaved if name not in vlm.trainable_modules()],
+        frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
     )
 
 
@@ -81,6 +84,22 @@ def build_vlm(
     trained on where the LLM has none. weights_come: modules whose weights will be loaded from a checkpoint, so that
     none are downloaded for them.
     """
+    if model.model_path is not None:
+        source = NativeSource(
+            model.model_path,
+            pretrained=model.pretrained_backbones and not {"vision_backbone", "llm_backbone"} <= weights_come,
+            definition=llm_definition,
+            seed=seed,
+            hub={"hf_token": hf_token, "cache_dir": cache_dir, "trust_remote_code": model.trust_remote_code},
+        )
+        return build_native(
+            source,
+            num_frames=model.num_frames,
+            image_size=model.image_size,
+            resize_strategy=model.image_resize_strategy,
+            template_id=model.prompt_template,
+            max_length=model.llm_max_length,
+        )
     vision = build_vision(
         model.vision_backbone_id,
         pretrained=model.pretrained_backbones and "vision_backbone" not in weights_come,
@@ -140,12 +159,18 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
     """
     model = cfg.model
     unsaved = set() if model.pretrained_backbones else {"vision_backbone", "llm_backbone"}
+    if unsaved and model.model_path is not None:
+        unsaved.add("projector")
     if model.init_from_model:
         source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
         for path in filter(None, (source.frozen, source.weights)):
             weights = read_weights(path)
             apply_weights(vlm, weights, path)
             unsaved |= modules_in(weights)
+        if source.adapter is not None:
+            lora.load_adapter(vlm.llm_backbone, source.adapter)
+            lora.merge_adapter(vlm.llm_backbone)
+            unsaved.add("llm_backbone")
     if cfg.pretrained_checkpoint is not None:
         weights = read_weights(cfg.pretrained_checkpoint)
         projector = {key: value for key, value in weights.items() if key.startswith(("projector.", "aggregator."))}
@@ -159,6 +184,20 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
             f"--model.arch_specifier no-align+{model.arch_specifier}"
         )
     return sorted(unsaved)
+
+
+def add_adapters(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
+    """Put LoRA adapters into the LLM when the configuration asks for them. Its weights must be loaded before."""
+    wanted = cfg.model.lora
+    if wanted.rank:
+        lora.add_adapter(
+            vlm.llm_backbone,
+            rank=wanted.rank,
+            alpha=wanted.alpha,
+            dropout=wanted.dropout,
+            target_modules=wanted.target_modules,
+            seed=cfg.seed,
+        )
 
 
 def build_loader(
@@ -182,13 +221,13 @@ def build_loader(
             decoder=data.decoder,
             short_clips=data.short_clips,
             image_spec=vlm.vision_backbone.image_spec,
-            resize_strategy=cfg.model.image_resize_strategy,
+            resize_strategy=vlm.resize_strategy,
             augmentations=data.augmentations if train else (),
         ),
         # The align stage learns captions alone: no question in front of them.
         template=caption if cfg.stage == "align" else vlm.template,
         tokenizer=tokenizer,
-        layout=cfg.model.visual_token_layout,
+        layout=vlm.layout,
         max_length=cfg.model.llm_max_length,
         tokens_per_clip=vlm.tokens_per_clip,
         context_length=vlm.llm_backbone.context_length,

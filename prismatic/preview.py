@@ -7,7 +7,7 @@ from collections import Counter
 import draccus
 import torch
 
-from prismatic.build import build_vlm, conversation_texts, read_annotations, read_token
+from prismatic.build import add_adapters, build_vlm, conversation_texts, read_annotations, read_token
 from prismatic.conf.run import PretrainConfig
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.types import Medium, Record
@@ -20,6 +20,7 @@ def describe(cfg: PretrainConfig) -> str:
     """
     records = read_annotations(cfg.dataset, cfg.stage)
     vlm = _without_weights(cfg, records)
+    add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     stage = cfg.model.stage(cfg.stage)
     steps = -(-len(records[0]) // stage.global_batch_size)

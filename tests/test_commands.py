@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prismatic.conf import cli
-from prismatic.conf.run import EvaluateConfig, GenerateConfig, PreprocessConfig, PretrainConfig
+from prismatic.conf.run import EvaluateConfig, ExportConfig, GenerateConfig, PreprocessConfig, PretrainConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {
@@ -18,6 +18,7 @@ CONFIGS = {
     "scripts/generate.py": GenerateConfig,
     "scripts/evaluate.py": EvaluateConfig,
     "scripts/preprocess.py": PreprocessConfig,
+    "scripts/export.py": ExportConfig,
 }
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = [ROOT / "run_pretrain.sh", *sorted((ROOT / "experiment_scripts").glob("*.sh"))]

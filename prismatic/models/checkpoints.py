@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MODULES = ("vision_backbone", "aggregator", "projector", "llm_backbone")
 FROZEN_FILE = "frozen-backbones.safetensors"
+ADAPTER_END = "-adapter"
 
 
 class CheckpointLoadError(ValueError):
@@ -32,12 +33,17 @@ class CheckpointLoadError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model on disk. frozen: weights of modules that were frozen and exist nowhere else, if there are any."""
+    """A trained model on disk.
+
+    frozen: weights of modules that were frozen and exist nowhere else, if there are any. adapter: folder with the LoRA
+    adapters of the LLM that belong to `weights`, if there are any.
+    """
 
     config: Path
     weights: Path
     frozen: Path | None
     run_dir: Path | None
+    adapter: Path | None = None
 
 
 def resolve_source(
@@ -77,7 +83,16 @@ def _from_file(weights: Path) -> Source:
     if not config.is_file():
         raise CheckpointLoadError(f"{weights} belongs to no run folder: {config} is missing")
     frozen = weights.parent / FROZEN_FILE
-    return Source(config, weights, frozen if frozen.is_file() else None, run_dir)
+    # Of `latest`, the adapters beside the file that it points to: there is no moment at which the two do not match.
+    file = weights.resolve()
+    adapter = file.with_name(file.name.removesuffix(file.suffix) + ADAPTER_END)
+    return Source(
+        config,
+        weights,
+        frozen if frozen.is_file() else None,
+        run_dir,
+        adapter if adapter.is_dir() else None,
+    )
 
 
 def _from_hub(name: str, repo_id: str | None, hf_token: str | None, cache_dir: str | Path | None) -> Source:
