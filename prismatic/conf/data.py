@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -80,9 +81,10 @@ class DatasetConfig(draccus.ChoiceRegistry):
         """Dataset used when only `--dataset.FIELD` is given."""
         return "webvid"
 
-    def components(self, stage: str) -> tuple[list[Path], Path]:
+    def components(self, stage: str) -> tuple[list[Path], Path | str]:
         """Annotation files (more than one: one per epoch, in turn) and media folder of a stage, joined to the root.
 
+        A media folder at a URL that fsspec understands ("s3://bucket/videos") stays one, as a str.
         Raises ValueError when the dataset has none for that stage.
         """
         name = "align_stage_components" if stage == "align" else "finetune_stage_components"
@@ -93,7 +95,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 f"dataset '{self.dataset_id}' has no annotations for stage {stage}; pass "
                 f'--dataset.{name} \'["annotations.json", "media_folder"]\''
             )
-        return [self.dataset_root_dir / file for file in files], self.dataset_root_dir / media
+        return [self.dataset_root_dir / file for file in files], _url(media) or self.dataset_root_dir / media
 
     def validate(self) -> None:
         """Raises ValueError naming the flag when a value cannot work."""
@@ -107,6 +109,15 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 "--dataset.augmentations '[\"color-jitter\"]'"
             )
         self.weave.validate()
+
+
+def _url(folder: Path) -> str | None:
+    """The URL that a path was made of: `Path` leaves one of its two slashes. A single letter is a drive, not a URL."""
+    match = re.match(r"((?:[\w+.\-]{2,}::)*[A-Za-z][\w+.\-]+):/(?=.)", folder.as_posix())
+    if match is None:
+        return None
+    slashes = "///" if match[1].endswith("file") else "//"
+    return f"{match[1]}:{slashes}{folder.as_posix()[match.end() :]}"
 
 
 def register(dataset_id: str, align: tuple[Any, str] | None, finetune: tuple[Any, str], **values: Any) -> None:

@@ -21,6 +21,7 @@ from prismatic.webvid.catalog import Catalog, read_catalog
 from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import epoch_path, read_rows, read_text, write_rows
 from prismatic.webvid.forms import FORMS
+from prismatic.webvid.shard_rows import is_shard_folder, shard_rows
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -128,6 +129,8 @@ def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> Me
 
 def _frame_rows(cfg: WeaveConfig) -> MediaColumns:
     assert cfg.frames is not None
+    if is_shard_folder(cfg.frames):
+        return shard_rows(cfg.frames, _below(cfg.frames, cfg.media_root or cfg.frames, "--frames"))
     root = cfg.frames
     prefix = _below(root, cfg.media_root or root, "--frames")
 
