@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING
 from prismatic import dist
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
-from prismatic.conf.run import TOKEN_GIVEN, PretrainConfig, looks_like_token
+from prismatic.conf.run import PretrainConfig
+from prismatic.conf.token import read_token
 from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset, MediaReader
 from prismatic.data.loader import StepLoader
@@ -22,7 +21,6 @@ from prismatic.data.pack import collate
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
-from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
 from prismatic.models.llm import lora
 from prismatic.models.llm.build import build_llm
 from prismatic.models.native.build import NativeSource, build_native
@@ -30,13 +28,13 @@ from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
+from prismatic.start import add_adapters, read_start, start_from
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
 from prismatic.webvid.online import refuse_shared_clips, weave_epochs
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -168,79 +166,6 @@ def save_llm_definition(vlm: PrismaticVLM, folder: Path) -> None:
     dist.barrier()
 
 
-@dataclass(frozen=True)
-class Start:
-    """What `--model.init_from_model` brings.
-
-    weights: by file. llm_definition: the LLM's tokenizer and configuration, if it has them. adapter: folder of LoRA
-    adapters, if it was trained with them.
-    """
-
-    weights: dict[Path, dict[str, torch.Tensor]] = field(default_factory=dict)
-    llm_definition: Path | None = None
-    adapter: Path | None = None
-
-    @property
-    def modules(self) -> frozenset[str]:
-        """Modules whose weights come with it, so that none are downloaded for them."""
-        return frozenset().union(*(modules_in(state) for state in self.weights.values()))
-
-
-def read_start(cfg: PretrainConfig) -> Start:
-    """The weights that `--model.init_from_model` names. Raises ValueError when there are none, or none that load."""
-    model = cfg.model
-    if not model.init_from_model:
-        return Start()
-    source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
-    weights = {path: read_weights(path) for path in source.files}
-    return Start(weights, source.llm_definition, source.adapter)
-
-
-def start_from(vlm: PrismaticVLM, cfg: PretrainConfig, start: Start) -> list[str]:
-    """Put the weights that training starts from into `vlm`; returns the modules whose weights no id can bring back.
-
-    Raises ValueError when `--stage finetune` of a two-stage architecture has no aligned projector to start from.
-    """
-    model = cfg.model
-    unsaved = set() if model.pretrained_backbones else {"vision_backbone", "llm_backbone"}
-    if unsaved and model.model_path is not None:
-        unsaved.add("projector")
-    for path, weights in start.weights.items():
-        apply_weights(vlm, weights, path)
-    unsaved |= start.modules
-    if start.adapter is not None:
-        lora.load_adapter(vlm.llm_backbone, start.adapter)
-        lora.merge_adapter(vlm.llm_backbone)
-        unsaved.add("llm_backbone")
-    if cfg.pretrained_checkpoint is not None:
-        weights = read_weights(cfg.pretrained_checkpoint)
-        projector = {key: value for key, value in weights.items() if key.startswith(("projector.", "aggregator."))}
-        if not projector:
-            raise CheckpointLoadError(f"--pretrained_checkpoint {cfg.pretrained_checkpoint} holds no projector")
-        apply_weights(vlm, projector, cfg.pretrained_checkpoint)
-    elif cfg.stage != "align" and model.needs_align_checkpoint and not model.init_from_model:
-        raise ValueError(
-            f"--model.arch_specifier {model.arch_specifier} starts --stage {cfg.stage} from an aligned projector: run "
-            "--stage align first and pass its checkpoint with --pretrained_checkpoint, or use "
-            f"--model.arch_specifier no-align+{model.arch_specifier}"
-        )
-    return sorted(unsaved)
-
-
-def add_adapters(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
-    """Put LoRA adapters into the LLM when the configuration asks for them. Its weights must be loaded before."""
-    wanted = cfg.model.lora
-    if wanted.rank:
-        lora.add_adapter(
-            vlm.llm_backbone,
-            rank=wanted.rank,
-            alpha=wanted.alpha,
-            dropout=wanted.dropout,
-            target_modules=wanted.target_modules,
-            seed=cfg.seed,
-        )
-
-
 def build_loader(
     data: DatasetConfig,
     records: Sequence[Sequence[Record]],
@@ -328,28 +253,3 @@ def conversation_texts(records: Sequence[Sequence[Record]]) -> Iterable[str]:
         for record in epoch:
             for turn in record.turns:
                 yield turn.text
-
-
-def read_token(hf_token: str) -> str | None:
-    """The hub token behind `--hf_token`: a file's content, or the value of an environment variable.
-
-    The default file may be absent. Raises ValueError when another name is neither a file nor a variable.
-    """
-    path = Path(hf_token).expanduser()
-    if path.is_file():
-        return _checked_token(path.read_text(encoding="utf-8", errors="replace"), f"the file {hf_token}")
-    if hf_token in os.environ:
-        return _checked_token(os.environ[hf_token], f"the environment variable {hf_token}")
-    if hf_token in ("", ".hf_token"):
-        return None
-    if looks_like_token(hf_token):
-        raise ValueError(TOKEN_GIVEN)
-    raise ValueError(f"--hf_token: '{hf_token}' is neither a file nor an environment variable")
-
-
-def _checked_token(text: str, place: str) -> str | None:
-    token = text.strip()
-    # It goes into an HTTP header, and the libraries would quote a bad one in their error.
-    if not token.isascii() or len(token.split()) > 1:
-        raise ValueError(f"--hf_token: {place} must hold a hub token and nothing else")
-    return token or None

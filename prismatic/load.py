@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import prismatic.conf.presets  # noqa: F401  registers the ids that a saved configuration may name
-from prismatic.build import build_vlm, read_token
+from prismatic.build import build_vlm
 from prismatic.conf.hub import HUB_MODELS, hub_model
 from prismatic.conf.models import LoRAConfig, ModelConfig
 from prismatic.conf.run import looks_like_token
+from prismatic.conf.token import read_token
 from prismatic.models.checkpoints import (
     CheckpointLoadError,
     apply_weights,

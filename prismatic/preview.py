@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 import draccus
 import torch
 
-from prismatic.build import add_adapters, build_vlm, conversation_texts, read_annotations, read_token
+from prismatic.build import build_vlm, conversation_texts, read_annotations
 from prismatic.conf.run import PretrainConfig
+from prismatic.conf.token import read_token
 from prismatic.data.tokenize import tokenize_chat
 from prismatic.estimate import Estimate, Gradient, Load, Part, estimate
 from prismatic.models.hub import NotHereError
 from prismatic.models.llm.zoo import llm_spec
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES
+from prismatic.start import add_adapters
 from prismatic.types import IGNORE_INDEX, Medium, Record
 
 log = logging.getLogger(__name__)

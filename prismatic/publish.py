@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from prismatic.build import read_token
 from prismatic.conf.run import ExportConfig
+from prismatic.conf.token import read_token
 from prismatic.export import hf, native, prismatic
 from prismatic.export.errors import ExportError
 from prismatic.export.verify import verify

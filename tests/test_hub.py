@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import prismatic
-from prismatic.build import build_vlm, read_token
+from prismatic.build import build_vlm
 from prismatic.conf.models import ModelConfig
+from prismatic.conf.token import read_token
 from prismatic.models.llm.build import build_llm
 from prismatic.models.vision.zoo import build_vision
 from tests import hub_stand_in, small_rows

@@ -30,6 +30,7 @@ LAYERS = {
     "load": 6,
     "preview": 6,
     "estimate": 4,
+    "start": 4,
     "listing": 7,
     "check": 7,
     "ask": 7,
