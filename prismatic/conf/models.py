@@ -139,9 +139,7 @@ class ModelConfig(draccus.ChoiceRegistry):
         """A native VLM is one checkpoint, the others are composed; a flag of the other kind would be ignored."""
         if self.model_id == NATIVE_MODEL_ID:
             if not self.model_path:
-                raise ValueError(
-                    f"--model.type {NATIVE_MODEL_ID} needs --model.model_path: a hub name or local folder"
-                )
+                raise ValueError(f"--model.type {NATIVE_MODEL_ID} needs --model.model_path: a hub name or local folder")
             fixed = ModelConfig.get_choice_class(NATIVE_MODEL_ID)()
             for name in _COMPOSED:
                 if getattr(self, name) != getattr(fixed, name):
