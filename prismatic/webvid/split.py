@@ -94,7 +94,7 @@ def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str
             linked += len(group) - 1
     if not chosen:
         raise ValueError(
-            f"--near_duplicate {cfg.near_duplicate}: every group of look-alikes is larger than --val_size; raise one of them"
+            f"--near_duplicate {cfg.near_duplicate}: all groups of look-alikes exceed --val_size; raise one"
         )
     lines = [
         f"  {linked} near duplicates (cosine from {cfg.near_duplicate}) are in val with what they look like; {refused} "
