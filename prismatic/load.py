@@ -14,9 +14,9 @@ import prismatic.conf.presets  # noqa: F401  registers the ids that a saved conf
 from prismatic.build import build_vlm, read_token
 from prismatic.conf.hub import HUB_MODELS, hub_model
 from prismatic.conf.models import LoRAConfig, ModelConfig
+from prismatic.conf.run import looks_like_token
 from prismatic.models.checkpoints import (
     CheckpointLoadError,
-    Source,
     apply_weights,
     modules_in,
     read_model_config,
@@ -77,14 +77,13 @@ def load_source(
     config = model_config(read_model_config(source.config), source.config)
     if num_frames is not None:
         config.num_frames = num_frames
-    files = [path for path in (source.frozen, source.weights) if path is not None]
-    weights = {path: read_weights(path) for path in files}
+    weights = {path: read_weights(path) for path in source.files}
     modules = frozenset().union(*(modules_in(state) for state in weights.values()))
     vlm = build_vlm(
         config,
         hf_token=token,
         cache_dir=cache_dir,
-        llm_definition=_definition(source),
+        llm_definition=source.llm_definition,
         weights_come=modules,
     )
     for path, state in weights.items():
@@ -98,11 +97,6 @@ def load_source(
         )
     name = source.run_dir.name if source.run_dir else str(model_id_or_path)
     return vlm.eval(), Saved(name, json.loads(source.config.read_text(encoding="utf-8")), modules)
-
-
-def _definition(source: Source) -> Path | None:
-    folder = source.run_dir / "llm_backbone" if source.run_dir else None
-    return folder if folder and folder.is_dir() else None
 
 
 def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
@@ -150,7 +144,7 @@ def get_model_description(model_id_or_name: str) -> dict[str, Any]:
 
 def _token(hf_token: str | None) -> str | None:
     # A token itself is taken as it is; the hub's tokens begin so.
-    return hf_token if hf_token is None or hf_token.startswith("hf_") else read_token(hf_token)
+    return hf_token if hf_token is None or looks_like_token(hf_token) else read_token(hf_token)
 
 
 class _CallableModule(ModuleType):

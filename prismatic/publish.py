@@ -30,7 +30,7 @@ def export(cfg: ExportConfig) -> str:
     Raises ValueError (ExportError where the model cannot be exported, or came out different), OSError.
     """
     cfg.validate()
-    target = cfg.output_dir
+    target = Path(os.path.abspath(cfg.output_dir.expanduser()))
     _check_target(target)
     token = read_token(cfg.hf_token)
     vlm, saved = load_source(cfg.model_path, token)
@@ -56,7 +56,7 @@ def export(cfg: ExportConfig) -> str:
             lines = [str(verify(vlm.to(dtype=torch.float32), prepared, partial))] if cfg.verify else []
         else:
             prismatic.write(vlm.to(dtype=dtype), saved.config, partial, modules=saved.modules)
-            lines = [_verify_older(vlm, partial)] if cfg.verify else []
+            lines = [_verify_older(vlm, partial, dtype)] if cfg.verify else []
         _open_to_readers(partial)
         if target.exists():
             target.rmdir()  # empty, as was checked
@@ -107,10 +107,10 @@ def _open_to_readers(folder: Path) -> None:
         path.chmod(0o666 & ~mask)
 
 
-def _verify_older(vlm: torch.nn.Module, folder: Path) -> str:
+def _verify_older(vlm: torch.nn.Module, folder: Path, dtype: torch.dtype) -> str:
     again, _ = load_source(folder)
-    ours = vlm.to(dtype=torch.float32).state_dict()
-    theirs = again.state_dict()
+    # Rounded too: what is not in the folder (a published backbone) comes in full precision.
+    ours, theirs = vlm.state_dict(), again.to(dtype=dtype).state_dict()
     different = [key for key in ours.keys() | theirs.keys() if key not in theirs or not ours[key].equal(theirs[key])]
     if different:
         raise ExportError(f"the folder was read back different: {'; '.join(sorted(different)[:3])}")

@@ -15,6 +15,7 @@ DEFAULT_MODEL_ID = "prism-clip+7b"
 NATIVE_MODEL_ID = "hf-vlm"
 _COMPOSED = ("vision_backbone_id", "llm_backbone_id", "arch_specifier", "frame_aggregator", "frame_aggregator_options")
 _COMPOSED += ("visual_token_layout", "rope_scaling_factor")
+ROPE_SCALINGS = ("dynamic", "linear", "yarn")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class ModelConfig(draccus.ChoiceRegistry):
     visual_token_layout: Literal["after-bos", "inline"] = "after-bos"  # Where visual tokens stand in the sequence
     prompt_template: str | None = None  # Template id; default: the one that the LLM's row names
     pretrained_backbones: bool = True  # false: backbones from their configs with random weights, nothing downloaded
-    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (dynamic RoPE scaling)
+    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (RoPE scaling)
+    rope_scaling_type: str = "dynamic"  # How: dynamic (nothing changes within the original context), linear, yarn
     trust_remote_code: bool = False  # Allow code from a model repository to run
 
     lora: LoRAConfig = field(default_factory=LoRAConfig)  # Low-rank adapters in the LLM
@@ -161,6 +163,15 @@ class ModelConfig(draccus.ChoiceRegistry):
             raise ValueError(f"--model.llm_max_length must be at least 8, got {self.llm_max_length}")
         self.lora.validate(stage)
         self._validate_native()
+        if self.rope_scaling_type not in ROPE_SCALINGS:
+            raise ValueError(
+                f"--model.rope_scaling_type must be {', '.join(ROPE_SCALINGS)}, got '{self.rope_scaling_type}'"
+            )
+        if self.repo_id is not None and self.init_from_model is None:
+            raise ValueError(
+                f"--model.repo_id {self.repo_id} says where --model.init_from_model is, which is not given; pass "
+                "--model.init_from_model FOLDER, a folder of that repository"
+            )
         cfg, prefix = self.stage(stage), "--model.align_" if stage == "align" else "--model.finetune_"
         for name in ("epochs", "global_batch_size", "per_device_batch_size"):
             if getattr(cfg, name) < 1:

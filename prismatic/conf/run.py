@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -12,6 +13,15 @@ from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import DEFAULT_MODEL_ID, STAGES, ModelConfig
 
 TRACKERS = ("jsonl", "wandb")
+TOKEN_GIVEN = (
+    "--hf_token takes the file that holds the token, or the name of an environment variable, never the token itself: "
+    "it would stand in the process list and in config.yaml"
+)
+
+
+def looks_like_token(text: str) -> bool:
+    """Whether a text is a hub token itself, and no file or variable that is named like one."""
+    return len(text) > 16 and text.startswith(("hf_", "api_")) and not Path(text).is_file() and text not in os.environ
 
 
 @dataclass
@@ -60,6 +70,8 @@ class PretrainConfig:
                 f"--trackers takes a list in brackets of {', '.join(TRACKERS)}, for example --trackers '[\"jsonl\"]'; "
                 f"got {list(self.trackers)}"
             )
+        if looks_like_token(self.hf_token):
+            raise ValueError(TOKEN_GIVEN)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"--device must be auto, cpu or cuda, got '{self.device}'")
         for name in ("checkpoint_interval", "validation_interval"):

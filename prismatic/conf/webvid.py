@@ -86,8 +86,8 @@ class WeaveConfig:
     frames: Path | None = None  # From `webvid.py extract`, folders or shards: examples name those, not the videos
     media_root: Path | None = None  # Paths are written relative to it; default: the --videos or --frames folder
     total_frames: int = 16  # Frames of an example over all its videos
-    form: str = "joined"  # Question and answer: joined, ordered, indexed
-    prompt: str = "Describe what is happening in the video."  # The question of the forms joined and ordered
+    form: str = "joined"  # joined, ordered, indexed, timestamped, order-question or odd-one-out
+    prompt: str = "Describe what is happening in the video."  # Question of joined, ordered, timestamped
     output: Path = Path("woven.json")  # .json, or .jsonl for one row a line
     epochs: int = 1  # Above 1: as many different weaves, OUTPUT_epoch0.json, OUTPUT_epoch1.json, ...
     seed: int = 7  # Order of the examples and of the videos in each

@@ -77,6 +77,8 @@ def test_lora_is_merged_on_request(shapes: tuple[str, ...], tmp_path: Path, call
         assert not out.exists()
     assert "verified" in run_export(*flags, "--merge_lora", "true")
     assert _answers(out) == _answers(run)
+    half = ("--output_dir", str(tmp_path / "half"), "--dtype", "bfloat16")
+    assert "are equal" in run_export("--model_path", str(run), "--format", "prismatic", "--merge_lora", "true", *half)
     assert "verified" in run_export(
         "--model_path", str(run), "--output_dir", str(tmp_path / "hf"), "--merge_lora", "true"
     )

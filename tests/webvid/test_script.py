@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from prismatic.conf import cli
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
 from prismatic.conf.webvid_media import EmbedConfig, ExtractConfig, SplitConfig
+from prismatic.conf.webvid_rows import ROW_SUBCOMMANDS
 from tests.webvid.heap import write_heap
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +27,7 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_subcommands_and_an_example_for_each() -> None:
     listed = _run("--help")
     assert listed.returncode == 0
-    for name in ("catalog", "extract", "split", "embed", "cluster", "weave"):
+    for name in ("catalog", "extract", "split", "embed", "cluster", "weave", *ROW_SUBCOMMANDS):
         assert name in listed.stdout
         told = _run(name, "--help")
         assert told.returncode == 0
@@ -46,6 +48,13 @@ def test_bad_input_is_one_line(args: list[str], said: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "config"), [(name, config) for name, (config, _) in ROW_SUBCOMMANDS.items()])
+def test_examples_of_row_tools_parse(name: str, config: type) -> None:
+    words = shlex.split((config.__doc__ or "").split("scripts/webvid.py ", 1)[1].split("\n")[0])
+    assert words[0] == name
+    cli.parse(config, words[1:]).validate()
 
 
 def test_examples_in_the_help_parse() -> None:

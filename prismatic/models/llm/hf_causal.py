@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prismatic.models.llm.lora import adapter_parameters
+from prismatic.models.llm.rope import context_length, rope_factor
 from prismatic.models.rotary import KeepsFrequencies
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ class HFCausalLM(KeepsFrequencies):
     @property
     def context_length(self) -> int:
         """Most positions, text and visual, that the model can attend to; RoPE scaling is counted."""
-        config = self.llm.config.get_text_config()
-        length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        rope = getattr(config, "rope_parameters", None) or {}
-        # The other RoPE kinds with a factor already raise max_position_embeddings in the published configuration.
-        factor = rope.get("factor", 1.0) if rope.get("rope_type") == "dynamic" else 1.0
-        return int((length or self.tokenizer.model_max_length) * factor)
+        return context_length(self.llm.config) or int(self.tokenizer.model_max_length)
+
+    @property
+    def rope_factor(self) -> float | None:
+        """By how much RoPE scaling stretches the context, 1 for not at all; None where it cannot."""
+        return rope_factor(self.llm.config)
 
     @property
     def separates(self) -> bool:
