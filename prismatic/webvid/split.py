@@ -20,7 +20,7 @@ from prismatic.webvid.files import whole_file
 
 CHUNK = 8192  # vectors compared at a time
 SEEDS = 256  # videos whose look-alikes are sought in one pass over all vectors, at least
-MAX_REACH = 64  # linked videos for each one drawn, above which --near_duplicate is too low to mean a duplicate
+MAX_REACH = 16  # linked videos for each one drawn, above which --near_duplicate is too low to mean a duplicate
 
 
 def split(cfg: SplitConfig) -> str:
@@ -94,7 +94,7 @@ def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str
             linked += len(group) - 1
     if not chosen:
         raise ValueError(
-            f"--near_duplicate {cfg.near_duplicate}: every group of look-alikes exceeds --val_size; raise it"
+            f"--near_duplicate {cfg.near_duplicate}: all groups of look-alikes exceed --val_size; raise one"
         )
     lines = [
         f"  {linked} near duplicates (cosine from {cfg.near_duplicate}) are in val with what they look like; {refused} "
@@ -119,11 +119,11 @@ def _linked(matrix: NDArray[np.floating], usable: NDArray[np.bool_], seeds: list
             if row not in groups.of:
                 found.add(row)
             groups.join(near, row)
+            if len(groups.of) > MAX_REACH * len(seeds):
+                raise ValueError(
+                    f"--near_duplicate {cfg.near_duplicate} links {len(groups.of)} videos to {len(seeds)}; raise it"
+                )
         frontier = sorted(found)
-        if len(groups.of) > MAX_REACH * max(len(seeds), cfg.val_size):
-            raise ValueError(
-                f"--near_duplicate {cfg.near_duplicate} links {len(groups.of)} videos to {len(seeds)}; raise it"
-            )
     return groups
 
 

@@ -67,11 +67,11 @@ def test_chains_of_look_alikes_stay_on_one_side(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_links_everything_is_refused(tmp_path: Path) -> None:
-    matrix = np.ones((400, 4)) + np.random.default_rng(0).normal(0, 0.01, (400, 4))
+    matrix = np.ones((5000, 4)) + np.random.default_rng(0).normal(0, 0.01, (5000, 4))
     cfg = SplitConfig(
-        catalog=_catalog(tmp_path, 400), val_size=2, embeddings=_embeddings(tmp_path, matrix), near_duplicate=0.5
+        catalog=_catalog(tmp_path, 5000), val_size=2, embeddings=_embeddings(tmp_path, matrix), near_duplicate=0.5
     )
-    with pytest.raises(ValueError, match=r"--near_duplicate 0.5 links \d+ videos to 2; raise it"):
+    with pytest.raises(ValueError, match=r"--near_duplicate 0.5 links 4097 videos to 256; raise it"):
         split(cfg)
 
 
