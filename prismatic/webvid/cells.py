@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from prismatic.webvid.vectors import NORM, PIECE, Rows, Vectors
+from prismatic.webvid.quantised import NORM, PIECE, Rows, Vectors
 
 DIRECTION_SAMPLE = 4096  # vectors that the principal direction is computed from
 POWER_STEPS = 8

@@ -15,7 +15,7 @@ from prismatic.conf.webvid import ClusterConfig
 from prismatic.webvid.catalog import read_catalog
 from prismatic.webvid.files import epoch_path, read_text, write_rows
 from prismatic.webvid.methods import LEFT_OUT, METHODS, Labels, Videos, random_clusters
-from prismatic.webvid.vectors import Rows, Vectors, cohesion, cohesion_bound, cohesion_floor
+from prismatic.webvid.quantised import Rows, Vectors, cohesion, cohesion_bound, cohesion_floor
 
 __all__ = ["LEFT_OUT", "METHODS", "Videos", "cluster", "read_embeddings", "read_videos"]
 

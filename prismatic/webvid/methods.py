@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prismatic.registry import Registry
 from prismatic.webvid.balanced import balanced_clusters, diverse_clusters
-from prismatic.webvid.vectors import Rows, Vectors, quantise, side_by_side
+from prismatic.webvid.quantised import Rows, Vectors, quantise, side_by_side
 from prismatic.webvid.words import word_vectors
 
 Labels = Rows

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prismatic.webvid.vectors import NORM, Rows, project
+from prismatic.webvid.quantised import NORM, Rows, project
 
 if TYPE_CHECKING:
     from prismatic.webvid.balanced import Space
