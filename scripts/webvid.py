@@ -6,6 +6,7 @@ import sys
 
 from prismatic.conf import cli
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
+from prismatic.conf.webvid_report import ReportConfig
 from prismatic.registry import unknown_id_message
 
 # subcommand: (its configuration, where its function is)
@@ -13,6 +14,7 @@ SUBCOMMANDS = {
     "catalog": (CatalogConfig, "prismatic.webvid.catalog"),
     "cluster": (ClusterConfig, "prismatic.webvid.cluster"),
     "weave": (WeaveConfig, "prismatic.webvid.weave"),
+    "report": (ReportConfig, "prismatic.webvid.report"),
 }
 
 

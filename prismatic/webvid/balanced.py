@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from prismatic.webvid.cells import as_direction, cells_of_clusters, cut, likeness
 from prismatic.webvid.peel import peel
-from prismatic.webvid.swaps import improve
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, project, projection, quantise
+from prismatic.webvid.swaps import improve
 
 __all__ = ["Space", "balanced_clusters", "cohesion", "diverse_clusters", "quantise"]
 
