@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from prismatic.webvid.cells import as_direction, cells_of_clusters, cut, likeness
+from prismatic.webvid.cells import as_direction, cells_of_clusters, cut, likeness, regional_cells
 from prismatic.webvid.peel import peel
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, project, projection, quantise
 from prismatic.webvid.swaps import improve
@@ -21,7 +21,7 @@ from prismatic.webvid.swaps import improve
 __all__ = ["Space", "balanced_clusters", "cohesion", "diverse_clusters", "quantise"]
 
 PEEL_CELL = 131_072  # vectors among which the nearest are looked for
-PASS_CELL = 32_768  # vectors among which clusters look for each other
+PASS_CELL = 16_384  # vectors among which clusters look for each other
 SWAP_CELL = 512  # vectors that are swapped with each other: similarities of a cell take SWAP_CELL**2 float32 = 1 MB
 FEWEST = 4  # clusters in such a cell, where their size allows
 LARGEST_SWAP_CELL = 8192  # above it clusters stay as they were peeled
@@ -67,7 +67,7 @@ def balanced_clusters(vectors: Vectors, size: int, seed: int, far: Vectors | Non
     rows = _without_remainder(vectors, size)
     found = []
     with tqdm(total=len(rows) * (1 + PASSES), unit="video", desc="cluster") as bar:
-        for cell in cut(vectors, rows, size, max(PEEL_CELL, size), rng):
+        for cell in regional_cells(vectors, rows, size, PEEL_CELL, rng):
             found.append(cell[peel(space, cell, size, rng, signs)])
             bar.update(len(cell))
         clusters = np.concatenate(found)
@@ -114,7 +114,7 @@ def _improving_pass(
         return clusters
     means = _means(space.near, clusters)
     done = []
-    for numbers in cut(means, np.arange(len(clusters)), 1, max(1, PASS_CELL // size), rng):
+    for numbers in regional_cells(means, np.arange(len(clusters)), 1, max(1, PASS_CELL // size), rng):
         region = clusters[numbers]
         members = project(space.near, region.ravel(), signs)
         sums = members.reshape(*region.shape, -1).sum(axis=1)

@@ -7,12 +7,53 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from prismatic.webvid.quantised import NORM, PIECE, Rows, Vectors
+from prismatic.webvid.quantised import NORM, PIECE, Rows, Vectors, at_length
 
 DIRECTION_SAMPLE = 4096  # vectors that the principal direction is computed from
 POWER_STEPS = 8
 CUT_AT = (0.35, 0.65)  # share of the vectors on the nearer side of a cut; drawn, so that each pass has other borders
 DESIRE_PIECE = 1024
+CENTRES = 1024  # of regions; cells are made of whole regions but for their ends
+A_REGION = 128  # rows of a region, at least
+A_CENTRE = 32  # vectors that a centre is trained on
+TRAINING_STEPS = 5
+
+
+def regional_cells(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng: np.random.Generator) -> list[Rows]:
+    """`rows`, a multiple of `size`, in cells of at most `cell_size` of them, each a multiple of `size`.
+
+    Each row goes to the nearest of CENTRES directions, trained as spherical k-means on a sample; regions are lined up
+    so that neighbours follow each other, and the line is cut into equal pieces. Unlike cuts across one direction, this
+    keeps small groups whole where there are many of them. Another state of `rng` gives other borders.
+    """
+    if len(rows) <= max(cell_size, size):
+        return [rows]
+    number = max(2, min(CENTRES, len(rows) // A_REGION))
+    sample = vectors[np.sort(rng.choice(rows, min(len(rows), number * A_CENTRE), replace=False))]
+    centres = sample[np.sort(rng.choice(len(sample), number, replace=False))].astype(np.float32)
+    for _ in range(TRAINING_STEPS):
+        nearest = _nearest_centre(sample, np.arange(len(sample)), centres)
+        order = np.argsort(nearest, kind="stable")
+        begins = np.searchsorted(nearest[order], np.arange(number))
+        full = np.flatnonzero(np.bincount(nearest, minlength=number))
+        sums = np.add.reduceat(sample[order].astype(np.int64), begins[full], axis=0)
+        centres[full] = at_length(sums.astype(np.float64))
+    line = np.concatenate(list(cut(centres.astype(np.int16), np.arange(number), 1, 1, rng)))
+    place = np.empty(number, np.int64)
+    place[line] = np.arange(number)
+    order = rows[np.argsort(place[_nearest_centre(vectors, rows, centres)], kind="stable")]
+    groups = len(rows) // size
+    count = -(-groups // (cell_size // size))
+    ends = size * (groups * np.arange(1, count) // count)
+    return [np.sort(cell) for cell in np.split(order, ends)]
+
+
+def _nearest_centre(vectors: Vectors, rows: Rows, centres: NDArray[np.float32]) -> Rows:
+    nearest = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), PIECE):
+        piece = vectors[rows[start : start + PIECE]].astype(np.float32)
+        nearest[start : start + PIECE] = (piece @ centres.T).argmax(axis=1)
+    return nearest
 
 
 def cut(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng: np.random.Generator) -> Iterator[Rows]:

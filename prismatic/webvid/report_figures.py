@@ -32,7 +32,8 @@ def sizes_png(sizes: NDArray[np.int64]) -> bytes:
     figure, axes = _figure(5.2, 3.0)
     values, counts = np.unique(sizes, return_counts=True)
     if len(values) <= 24:
-        bars = axes.bar([str(v) for v in values], counts, color=FOUND, width=0.6)
+        bars = axes.bar(np.arange(len(values)), counts, color=FOUND, width=0.6)
+        axes.set_xticks(np.arange(len(values)), [str(v) for v in values])
         axes.bar_label(bars, [f"{c:,}" for c in counts], color=SOFT, fontsize=8, padding=2)
         axes.set_xlim(-1.2, len(values) + 0.2)
         axes.margins(y=0.15)
@@ -63,7 +64,9 @@ def cohesion_png(found: NDArray[np.float64], chance: NDArray[np.float64], bound:
 def map_png(places: NDArray[np.float64], worth: NDArray[np.float64], shown: list[Shown]) -> bytes:
     """A sample of videos, float64 [n, 2], coloured by the cohesion of their cluster [n]; shown clusters are ringed."""
     figure, axes = _figure(10.6, 5.4)
-    dots = axes.scatter(places[:, 0], places[:, 1], c=worth, s=9, cmap="viridis", alpha=0.75, linewidths=0)
+    # A few odd clusters must not take all the colours.
+    low, high = np.percentile(worth, (5, 95))
+    dots = axes.scatter(*places.T, c=worth, s=9, cmap="viridis", vmin=low, vmax=high, alpha=0.75, linewidths=0)
     told: set[str] = set()
     for cluster in shown:
         label = "" if cluster.kind in told else f"{cluster.kind} clusters"
@@ -83,7 +86,7 @@ def map_png(places: NDArray[np.float64], worth: NDArray[np.float64], shown: list
     axes.set_yticks([])
     axes.grid(False)
     axes.legend(frameon=False, fontsize=9, labelcolor=SOFT, loc="best")
-    bar = figure.colorbar(dots, ax=axes, pad=0.015, fraction=0.03)
+    bar = figure.colorbar(dots, ax=axes, pad=0.015, fraction=0.03, extend="both")
     bar.set_label("cohesion of the video's cluster", color=SOFT, fontsize=9)
     bar.ax.tick_params(labelsize=8, colors=SOFT)
     bar.outline.set_visible(False)

@@ -28,7 +28,7 @@ h3 { font-size: 15px; margin: 0; font-weight: 600; }
 .head span.worth { color: var(--soft); font-size: 13px; margin-left: auto; font-variant-numeric: tabular-nums; }
 .clips { display: grid; gap: 14px 18px; grid-template-columns: repeat(2, 1fr); }
 .strip { display: flex; gap: 4px; }
-.strip figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: 152px; }
+.strip figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: 176px; }
 .strip img { width: 100%; display: block; border-radius: 5px; background: var(--line); }
 .strip figcaption { font-size: 11px; color: var(--soft); text-align: center; font-variant-numeric: tabular-nums; }
 .clip p { margin: 4px 0 0; font-size: 13.5px; line-height: 1.4; overflow-wrap: anywhere; }
@@ -47,6 +47,7 @@ th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 tbody tr:last-child td { border-bottom: 0; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.where { white-space: nowrap; }
 td.ids { color: var(--soft); font-size: 12.5px; }
 @media (max-width: 760px) { .pair, .clips { grid-template-columns: 1fr; } }
 """
@@ -116,7 +117,8 @@ them: these frames, in this order, before this question.</p>
 <p class="note">Videos of the catalog that are in no cluster, by reason. Names and numbers in a reason are left out.</p>
 <div class="card"><table><thead><tr><th class="number">videos</th><th>where</th><th>reason</th><th>such as</th></tr>
 </thead><tbody>
-{% for reason in reasons %}<tr><td class="number">{{ "{:,}".format(reason.count) }}</td><td>{{ reason.where }}</td>
+{% for reason in reasons %}<tr><td class="number">{{ "{:,}".format(reason.count) }}</td>
+<td class="where">{{ reason.where }}</td>
 <td>{{ reason.text }}</td><td class="ids">{{ reason.examples | join(", ") }}</td></tr>
 {% endfor %}
 </tbody></table>

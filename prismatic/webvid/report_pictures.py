@@ -18,7 +18,7 @@ from prismatic.video.sampling import ClipFacts, sample
 
 log = logging.getLogger(__name__)
 
-SIDE = 152  # longest side of a picture, pixels
+SIDE = 176  # longest side of a picture, pixels
 JPEG_QUALITY = 78
 GAP = 4
 BAR = 16  # height of the line with a clip's name on a sheet
@@ -82,14 +82,15 @@ def _uri(image: Image.Image) -> str:
 def contact_sheet(strips: Sequence[Strip], file: Path) -> None:
     """All strips below each other in one PNG, each below its name."""
     columns = max((len(s.images) for s in strips), default=0) or 1
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, 0 + sum(_height(s) for s in strips) + GAP), PAGE_COLOUR)
+    wide = GAP + max((image.width for s in strips for image in s.images), default=2 * SIDE)
+    sheet = Image.new("RGB", (columns * wide + GAP, sum(_height(s) for s in strips) + GAP), PAGE_COLOUR)
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for one in strips:
         text = one.name if not one.problem else f"{one.name}: {one.problem}"
         draw.text((GAP, top), text.encode("ascii", "replace").decode(), fill=INK)
         for column, image in enumerate(one.images):
-            sheet.paste(image, (GAP + column * (SIDE + GAP), top + BAR))
+            sheet.paste(image, (GAP + column * wide, top + BAR))
         top += _height(one)
     sheet.save(file, "PNG", optimize=True)
 
