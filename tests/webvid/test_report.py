@@ -86,7 +86,7 @@ def test_skipped_files_are_counted_by_reason(heap: Path, tmp_path: Path) -> None
     page = (tmp_path / "r.html").read_text()
     table = page[page.index("<h2>Skipped") :]
     rows = re.findall(
-        r'number">(\d+)</td><td class="where">(\w+)</td>\s*<td>(.*?)</td><td class="ids">(.*?)</td>', table
+        r'number">(\d+)</td>\s*<td class="where">(\w+)</td>\s*<td>(.*?)</td><td class="ids">(.*?)</td>', table
     )
     found = {(where, ids): (int(n), text) for n, where, text, ids in rows}
     assert found["catalog", "gone"] == (1, "missing")
