@@ -14,7 +14,18 @@ NGPU=${NGPU:-1}
 DATA=${DATA:-data}
 
 current="setting up"
-trap 'code=$?; if [ "$code" -ne 0 ]; then echo "run_pretrain.sh: stopped while $current (exit code $code); the reason is above" >&2; fi' EXIT
+PRISMATIC_ERROR_FILE="$(mktemp)"
+export PRISMATIC_ERROR_FILE
+finish() {
+    local code=$?
+    if [ "$code" -ne 0 ]; then
+        printf '\nrun_pretrain.sh: stopped while %s (exit code %s)\n' "$current" "$code" >&2
+        # torchrun reports at length on a process that failed; the reason is said again below it.
+        if [ -s "$PRISMATIC_ERROR_FILE" ]; then cat "$PRISMATIC_ERROR_FILE" >&2; fi
+    fi
+    rm -f "$PRISMATIC_ERROR_FILE"
+}
+trap finish EXIT
 step() {
     current="$1"
     printf '\n== [%s] %s\n' "$(date +%H:%M:%S)" "$1"
@@ -76,9 +87,13 @@ python scripts/evaluate.py --model_path "$run_dir" --dataset.type moving-shapes-
     --task caption --num_frames 1 --output_dir "$run_dir/evaluation-one-frame"
 
 step "asking about a held-out video"
-video="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))[0]["videos"][0])' "$shapes/val.json")"
-truth="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))[0]["conversations"][1]["value"])' "$shapes/val.json")"
-question="Describe what is happening in the video."
+# The row in the middle of the held-out videos: its file, its question and the true answer, a line each.
+row='import json, sys
+rows = json.load(open(sys.argv[1]))
+row = rows[len(rows) // 2]
+question, truth = (turn["value"].replace("<video>", "").strip() for turn in row["conversations"])
+print(row["videos"][0], question, truth, sep="\n")'
+{ read -r video; read -r question; read -r truth; } < <(python -c "$row" "$shapes/val.json")
 answer="$(python scripts/generate.py --model_path "$run_dir" --media "$shapes/$video" --prompt "$question")"
 printf 'video:    %s\nquestion: %s\nanswer:   %s\ntruth:    %s\n' "$shapes/$video" "$question" "$answer" "$truth"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,24 +14,29 @@ from typing import TYPE_CHECKING
 from prismatic import dist
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
-from prismatic.conf.run import PretrainConfig
+from prismatic.conf.run import TOKEN_GIVEN, PretrainConfig, looks_like_token
 from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset, MediaReader
 from prismatic.data.loader import StepLoader
 from prismatic.data.pack import collate
+from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
+from prismatic.models.llm import lora
 from prismatic.models.llm.build import build_llm
+from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.train.run_dir import prepare_run_dir
-from prismatic.train.trainer import Trainer
+from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
+from prismatic.webvid.online import refuse_shared_clips, weave_epochs
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -38,19 +44,27 @@ log = logging.getLogger(__name__)
 
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
-    train_records = read_annotations(cfg.dataset, cfg.stage)
-    val_records = read_annotations(cfg.val_dataset, cfg.stage) if cfg.val_dataset else []
+    check_stage(cfg.model.stage(cfg.stage))
+    read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
+    train_records = read(cfg.dataset)
+    val_records = read(cfg.val_dataset) if cfg.val_dataset else []
+    if isinstance(train_records, WovenEpochs):
+        refuse_shared_clips(train_records, val_records)
     run_dir = prepare_run_dir(cfg)
     definition = run_dir / "llm_backbone"
+    start = read_start(cfg)
     vlm = build_vlm(
         cfg.model,
         seed=cfg.seed,
         hf_token=read_token(cfg.hf_token),
-        llm_definition=definition if definition.is_dir() else None,
+        llm_definition=definition if definition.is_dir() else start.llm_definition,
         texts=partial(conversation_texts, train_records),
+        weights_come=start.modules,
     )
     save_llm_definition(vlm, definition)
-    unsaved = start_from(vlm, cfg)
+    unsaved = start_from(vlm, cfg, start)
+    del start
+    add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
     return Trainer(
@@ -60,7 +74,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
         val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
         world=world,
         run_dir=run_dir,
-        frozen_modules=[name for name in unsaved if name not in vlm.trainable_modules()],
+        frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
     )
 
 
@@ -80,21 +94,43 @@ def build_vlm(
     trained on where the LLM has none. weights_come: modules whose weights will be loaded from a checkpoint, so that
     none are downloaded for them.
     """
+    if model.model_path is not None:
+        source = NativeSource(
+            model.model_path,
+            pretrained=model.pretrained_backbones and not {"vision_backbone", "llm_backbone"} <= weights_come,
+            definition=llm_definition,
+            seed=seed,
+            hub={"hf_token": hf_token, "cache_dir": cache_dir, "trust_remote_code": model.trust_remote_code},
+        )
+        return build_native(
+            source,
+            num_frames=model.num_frames,
+            image_size=model.image_size,
+            resize_strategy=model.image_resize_strategy,
+            template_id=model.prompt_template,
+            max_length=model.llm_max_length,
+        )
     vision = build_vision(
         model.vision_backbone_id,
         pretrained=model.pretrained_backbones and "vision_backbone" not in weights_come,
         seed=seed,
+        hf_token=hf_token,
+        cache_dir=cache_dir,
     )
+    # Weights that a checkpoint brings were learned with the published tokenizer, never with one trained on the spot.
+    published = model.pretrained_backbones and "llm_backbone" in weights_come
     llm = build_llm(
         model.llm_backbone_id,
         pretrained=model.pretrained_backbones and "llm_backbone" not in weights_come,
         rope_scaling_factor=model.rope_scaling_factor,
+        rope_scaling_type=model.rope_scaling_type,
         max_length=model.llm_max_length,
         hf_token=hf_token,
         cache_dir=cache_dir,
         trust_remote_code=model.trust_remote_code,
+        fetch=published,
         tokenizer=llm_definition,
-        texts=texts,
+        texts=None if published else texts,
         seed=seed,
     )
     return PrismaticVLM(
@@ -132,19 +168,50 @@ def save_llm_definition(vlm: PrismaticVLM, folder: Path) -> None:
     dist.barrier()
 
 
-def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
-    """Load the weights that training starts from; returns the modules whose weights no id can bring back.
+@dataclass(frozen=True)
+class Start:
+    """What `--model.init_from_model` brings.
+
+    weights: by file. llm_definition: the LLM's tokenizer and configuration, if it has them. adapter: folder of LoRA
+    adapters, if it was trained with them.
+    """
+
+    weights: dict[Path, dict[str, torch.Tensor]] = field(default_factory=dict)
+    llm_definition: Path | None = None
+    adapter: Path | None = None
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Modules whose weights come with it, so that none are downloaded for them."""
+        return frozenset().union(*(modules_in(state) for state in self.weights.values()))
+
+
+def read_start(cfg: PretrainConfig) -> Start:
+    """The weights that `--model.init_from_model` names. Raises ValueError when there are none, or none that load."""
+    model = cfg.model
+    if not model.init_from_model:
+        return Start()
+    source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
+    weights = {path: read_weights(path) for path in source.files}
+    return Start(weights, source.llm_definition, source.adapter)
+
+
+def start_from(vlm: PrismaticVLM, cfg: PretrainConfig, start: Start) -> list[str]:
+    """Put the weights that training starts from into `vlm`; returns the modules whose weights no id can bring back.
 
     Raises ValueError when `--stage finetune` of a two-stage architecture has no aligned projector to start from.
     """
     model = cfg.model
     unsaved = set() if model.pretrained_backbones else {"vision_backbone", "llm_backbone"}
-    if model.init_from_model:
-        source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
-        for path in filter(None, (source.frozen, source.weights)):
-            weights = read_weights(path)
-            apply_weights(vlm, weights, path)
-            unsaved |= modules_in(weights)
+    if unsaved and model.model_path is not None:
+        unsaved.add("projector")
+    for path, weights in start.weights.items():
+        apply_weights(vlm, weights, path)
+    unsaved |= start.modules
+    if start.adapter is not None:
+        lora.load_adapter(vlm.llm_backbone, start.adapter)
+        lora.merge_adapter(vlm.llm_backbone)
+        unsaved.add("llm_backbone")
     if cfg.pretrained_checkpoint is not None:
         weights = read_weights(cfg.pretrained_checkpoint)
         projector = {key: value for key, value in weights.items() if key.startswith(("projector.", "aggregator."))}
@@ -160,9 +227,23 @@ def start_from(vlm: PrismaticVLM, cfg: PretrainConfig) -> list[str]:
     return sorted(unsaved)
 
 
+def add_adapters(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
+    """Put LoRA adapters into the LLM when the configuration asks for them. Its weights must be loaded before."""
+    wanted = cfg.model.lora
+    if wanted.rank:
+        lora.add_adapter(
+            vlm.llm_backbone,
+            rank=wanted.rank,
+            alpha=wanted.alpha,
+            dropout=wanted.dropout,
+            target_modules=wanted.target_modules,
+            seed=cfg.seed,
+        )
+
+
 def build_loader(
     data: DatasetConfig,
-    records: list[list[Record]],
+    records: Sequence[Sequence[Record]],
     *,
     cfg: PretrainConfig,
     vlm: PrismaticVLM,
@@ -171,34 +252,11 @@ def build_loader(
 ) -> StepLoader:
     """Batches of one dataset for this process, in an order that depends on the seed alone."""
     stage = cfg.model.stage(cfg.stage)
-    tokenizer = vlm.llm_backbone.tokenizer
-    caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
-    dataset = ClipDataset(
-        records,
-        read=MediaReader(
-            num_frames=cfg.model.num_frames,
-            sampler=data.sampler,
-            decoder=data.decoder,
-            short_clips=data.short_clips,
-            image_spec=vlm.vision_backbone.image_spec,
-            resize_strategy=cfg.model.image_resize_strategy,
-            augmentations=data.augmentations if train else (),
-        ),
-        # The align stage learns captions alone: no question in front of them.
-        template=caption if cfg.stage == "align" else vlm.template,
-        tokenizer=tokenizer,
-        layout=cfg.model.visual_token_layout,
-        max_length=cfg.model.llm_max_length,
-        tokens_per_clip=vlm.tokens_per_clip,
-        context_length=vlm.llm_backbone.context_length,
-        seed=cfg.seed,
-        on_error=data.on_error,
-        train=train,
-    )
+    dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
     dataset.check()
     return StepLoader(
         dataset,
-        partial(collate, pad_token_id=tokenizer.pad_token_id, packing=data.packing),
+        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=data.packing),
         num_examples=dataset.num_examples,
         global_batch_size=stage.global_batch_size,
         per_device_batch_size=stage.per_device_batch_size,
@@ -210,13 +268,61 @@ def build_loader(
     )
 
 
-def read_annotations(data: DatasetConfig, stage: str) -> list[list[Record]]:
-    """The rows of each annotation file (one per epoch, in turn). Raises ValueError naming file and row."""
+def build_dataset(
+    data: DatasetConfig,
+    records: Sequence[Sequence[Record]],
+    *,
+    cfg: PretrainConfig,
+    vlm: PrismaticVLM,
+    train: bool,
+) -> ClipDataset:
+    """The examples of one dataset, as this model is trained on them."""
+    tokenizer = vlm.llm_backbone.tokenizer
+    caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
+    return ClipDataset(
+        records,
+        read=MediaReader(
+            num_frames=cfg.model.num_frames,
+            sampler=data.sampler,
+            decoder=data.decoder,
+            short_clips=data.short_clips,
+            image_spec=vlm.vision_backbone.image_spec,
+            resize_strategy=vlm.resize_strategy,
+            augmentations=data.augmentations if train else (),
+        ),
+        # The align stage learns captions alone: no question in front of them.
+        template=caption if cfg.stage == "align" else vlm.template,
+        tokenizer=tokenizer,
+        layout=vlm.layout,
+        max_length=cfg.model.llm_max_length,
+        tokens_per_clip=vlm.tokens_per_clip,
+        context_length=vlm.llm_backbone.context_length,
+        rope_factor=vlm.llm_backbone.rope_factor,
+        seed=cfg.seed,
+        on_error=data.on_error,
+        train=train,
+    )
+
+
+def read_annotations(
+    data: DatasetConfig, stage: str, *, seed: int = 0, num_frames: int = 1
+) -> Sequence[Sequence[Record]]:
+    """The rows of each epoch: of each annotation file in turn, or woven anew of one file's clips.
+
+    Raises ValueError naming file and row.
+    """
+    if data.weave.enabled:
+        return weave_epochs(data, stage, seed=seed, num_frames=num_frames)
     files, media_root = data.components(stage)
+    for file in files:
+        if file.suffix == ".parquet":
+            raise ValueError(
+                f"{file} is a catalog of clips; pass --dataset.weave.videos_per_example 4 (or 1) to train on it"
+            )
     return [load_records(file, media_root) for file in files]
 
 
-def conversation_texts(records: list[list[Record]]) -> Iterable[str]:
+def conversation_texts(records: Sequence[Sequence[Record]]) -> Iterable[str]:
     """Every message of the data: what a tokenizer that is trained on the spot sees."""
     for epoch in records:
         for record in epoch:
@@ -231,9 +337,19 @@ def read_token(hf_token: str) -> str | None:
     """
     path = Path(hf_token).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8").strip() or None
+        return _checked_token(path.read_text(encoding="utf-8", errors="replace"), f"the file {hf_token}")
     if hf_token in os.environ:
-        return os.environ[hf_token]
+        return _checked_token(os.environ[hf_token], f"the environment variable {hf_token}")
     if hf_token in ("", ".hf_token"):
         return None
+    if looks_like_token(hf_token):
+        raise ValueError(TOKEN_GIVEN)
     raise ValueError(f"--hf_token: '{hf_token}' is neither a file nor an environment variable")
+
+
+def _checked_token(text: str, place: str) -> str | None:
+    token = text.strip()
+    # It goes into an HTTP header, and the libraries would quote a bad one in their error.
+    if not token.isascii() or len(token.split()) > 1:
+        raise ValueError(f"--hf_token: {place} must hold a hub token and nothing else")
+    return token or None

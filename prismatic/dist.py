@@ -153,7 +153,10 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:  # a log file on a full disk, a closed pipe: no reason to stop a run
+            self.handleError(record)
 
 
 def setup_logging(world: World | None = None) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import fields
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import prismatic.conf.presets  # noqa: F401  registers the ids that a saved configuration may name
 from prismatic.build import build_vlm, read_token
 from prismatic.conf.hub import HUB_MODELS, hub_model
-from prismatic.conf.models import ModelConfig
+from prismatic.conf.models import LoRAConfig, ModelConfig
+from prismatic.conf.run import looks_like_token
 from prismatic.models.checkpoints import (
     CheckpointLoadError,
-    Source,
     apply_weights,
     modules_in,
     read_model_config,
     read_weights,
     resolve_source,
 )
+from prismatic.models.llm.lora import load_adapter
 from prismatic.models.vlm import PrismaticVLM
 
 log = logging.getLogger(__name__)
@@ -49,28 +53,50 @@ def load(
     """
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-    token = _token(hf_token)
+    return load_source(model_id_or_path, _token(hf_token), cache_dir, num_frames=num_frames)[0]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a model was loaded from. name: of the run or id. config: of the run. modules: those with weights in it."""
+
+    name: str
+    config: dict[str, Any]
+    modules: frozenset[str]
+
+
+def load_source(
+    model_id_or_path: str | Path,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    *,
+    num_frames: int | None = None,
+) -> tuple[PrismaticVLM, Saved]:
+    """`load`, and what was found at the path. token: a hub token itself."""
     source = resolve_source(model_id_or_path, hf_token=token, cache_dir=cache_dir)
     config = model_config(read_model_config(source.config), source.config)
     if num_frames is not None:
         config.num_frames = num_frames
-    files = [path for path in (source.frozen, source.weights) if path is not None]
-    weights = {path: read_weights(path) for path in files}
+    weights = {path: read_weights(path) for path in source.files}
+    modules = frozenset().union(*(modules_in(state) for state in weights.values()))
     vlm = build_vlm(
         config,
         hf_token=token,
         cache_dir=cache_dir,
-        llm_definition=_definition(source),
-        weights_come=frozenset().union(*(modules_in(state) for state in weights.values())),
+        llm_definition=source.llm_definition,
+        weights_come=modules,
     )
     for path, state in weights.items():
         apply_weights(vlm, state, path)
-    return vlm.eval()
-
-
-def _definition(source: Source) -> Path | None:
-    folder = source.run_dir / "llm_backbone" if source.run_dir else None
-    return folder if folder and folder.is_dir() else None
+    if source.adapter is not None:
+        load_adapter(vlm.llm_backbone, source.adapter)
+    elif config.lora.rank and source.run_dir is not None:
+        raise CheckpointLoadError(
+            f"{source.weights}: the run trained adapters (--model.lora.rank {config.lora.rank}), but the folder with "
+            "them, whose name ends in '-adapter', is not beside the weights"
+        )
+    name = source.run_dir.name if source.run_dir else str(model_id_or_path)
+    return vlm.eval(), Saved(name, json.loads(source.config.read_text(encoding="utf-8")), modules)
 
 
 def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
@@ -83,6 +109,8 @@ def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
     if unknown:
         raise CheckpointLoadError(f"{path}: unknown settings {', '.join(unknown)}; was it written by a newer version?")
     config = ModelConfig(**{name: value for name, value in saved.items() if name in known})
+    if isinstance(config.lora, dict):
+        config.lora = LoRAConfig(**{**config.lora, "target_modules": tuple(config.lora["target_modules"])})
     if "prompt_template" not in saved:
         config.prompt_template = _OLDER_TEMPLATES.get(config.llm_backbone_id)
     return config
@@ -116,4 +144,14 @@ def get_model_description(model_id_or_name: str) -> dict[str, Any]:
 
 def _token(hf_token: str | None) -> str | None:
     # A token itself is taken as it is; the hub's tokens begin so.
-    return hf_token if hf_token is None or hf_token.startswith("hf_") else read_token(hf_token)
+    return hf_token if hf_token is None or looks_like_token(hf_token) else read_token(hf_token)
+
+
+class _CallableModule(ModuleType):
+    """Importing this module puts it in the place of the function `prismatic.load`, so it does the function's work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PrismaticVLM:
+        return load(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,4 +1,4 @@
-"""From a heap of videos with captions to woven examples: `python scripts/webvid.py catalog|cluster|weave --help`."""
+"""From a heap of videos with captions to woven examples: `python scripts/webvid.py --help`."""
 
 import importlib
 import logging
@@ -6,14 +6,20 @@ import sys
 
 from prismatic.conf import cli
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
+from prismatic.conf.webvid_media import EmbedConfig, ExtractConfig, SplitConfig
 from prismatic.conf.webvid_report import ReportConfig
+from prismatic.conf.webvid_rows import ROW_SUBCOMMANDS
 from prismatic.registry import unknown_id_message
 
 # subcommand: (its configuration, where its function is)
 SUBCOMMANDS = {
     "catalog": (CatalogConfig, "prismatic.webvid.catalog"),
+    "extract": (ExtractConfig, "prismatic.webvid.extract"),
+    "split": (SplitConfig, "prismatic.webvid.split"),
+    "embed": (EmbedConfig, "prismatic.webvid.embed"),
     "cluster": (ClusterConfig, "prismatic.webvid.cluster"),
     "weave": (WeaveConfig, "prismatic.webvid.weave"),
+    **ROW_SUBCOMMANDS,
     "report": (ReportConfig, "prismatic.webvid.report"),
 }
 

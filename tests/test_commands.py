@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
 from prismatic.conf import cli
-from prismatic.conf.run import EvaluateConfig, GenerateConfig, PreprocessConfig, PretrainConfig
+from prismatic.conf.run import EvaluateConfig, ExportConfig, GenerateConfig, PreprocessConfig, PretrainConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {
@@ -17,6 +18,7 @@ CONFIGS = {
     "scripts/generate.py": GenerateConfig,
     "scripts/evaluate.py": EvaluateConfig,
     "scripts/preprocess.py": PreprocessConfig,
+    "scripts/export.py": ExportConfig,
 }
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = [ROOT / "run_pretrain.sh", *sorted((ROOT / "experiment_scripts").glob("*.sh"))]
@@ -38,7 +40,8 @@ def _commands(text: str) -> list[tuple[str, list[str]]]:
         if not match or "python -c" in line:
             continue
         rest = match.group(2).replace('"${rope[@]}"', "--model.rope_scaling_factor 3.0").replace('"$@"', "")
-        rest = re.sub(r"\$\{([^}]*)\}|\$(\w+)", _substitute, rest.rstrip(')"') if "$(" in line else rest)
+        if "$(" in line:
+            rest = rest.rsplit(")", 1)[0]
         rest = re.sub(r"\$\{([^}]*)\}|\$(\w+)", _substitute, rest)
         found.append((match.group(1), shlex.split(rest)))
     return found
@@ -61,10 +64,9 @@ def _all() -> list[tuple[str, str, list[str]]]:
 def test_command_parses(document: str, script: str, args: list[str]) -> None:
     assert (ROOT / script).is_file(), f"{document} calls {script}, which is not there"
     if script == "scripts/webvid.py":
-        from prismatic.conf.webvid import SUBCOMMANDS
-
-        assert args[0] in SUBCOMMANDS, f"{document}: scripts/webvid.py has no '{args[0]}'"
-        cli.parse(SUBCOMMANDS[args[0]], args[1:])
+        subcommands = runpy.run_path(str(ROOT / script))["SUBCOMMANDS"]
+        assert args[0] in subcommands, f"{document}: scripts/webvid.py has no '{args[0]}'"
+        cli.parse(subcommands[args[0]][0], args[1:])
     else:
         cli.parse(CONFIGS[script], args)
 

@@ -29,7 +29,11 @@ LAYERS = {
     "build": 5,
     "load": 6,
     "preview": 6,
+    "estimate": 4,
+    "listing": 7,
+    "check": 7,
     "ask": 7,
+    "publish": 7,
     "__init__": 8,
     "__main__": 8,
 }
@@ -93,3 +97,11 @@ def test_every_module_imports_without_optional_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_load_is_a_function_whatever_was_imported_before() -> None:
+    """Importing the module `prismatic.load` puts it in the place of the function of that name."""
+    for first in ("", "import prismatic.load; ", "prismatic.load; "):
+        code = f"import prismatic; {first}prismatic.load; prismatic.load('no/such.pt')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "CheckpointLoadError" in done.stderr, done.stderr[-500:]

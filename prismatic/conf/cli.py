@@ -30,6 +30,9 @@ TRACEBACK_VARIABLE = "PRISMATIC_TRACEBACK"
 """Set it to 1 to see the traceback behind an error line."""
 
 
+ERROR_FILE_VARIABLE = "PRISMATIC_ERROR_FILE"
+"""A file that error lines are added to as well: under torchrun they drown in its own report."""
+
 USAGE = "%(prog)s [--config_path FILE] [--FLAG VALUE ...]"
 
 
@@ -88,11 +91,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if rank == "0" or not isinstance(error, CommandLineError):
             prefix = f"[rank {rank}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
             sys.stderr.write(f"{prefix}error: {error}\n")
+            _keep(f"{prefix}error: {error}\n")
         code = 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def _keep(text: str) -> None:
+    path = os.environ.get(ERROR_FILE_VARIABLE)
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _value_of(argv: Sequence[str], flag: str) -> str | None:
@@ -152,7 +163,7 @@ def _explain(parser: argparse.ArgumentParser, argv: Sequence[str], message: str)
 
 
 def _bracket_hint(argv: Sequence[str]) -> str:
-    listed = ("components", "trackers", "augmentations")
+    listed = ("components", "trackers", "augmentations", "target_modules", "curriculum")
     if any(arg.startswith("--") and arg.split("=")[0].endswith(listed) for arg in argv):
         return """ (lists are written in brackets and quotes, for example --trackers '["jsonl"]')"""
     return ""

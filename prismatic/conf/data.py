@@ -5,13 +5,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+import re
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
 import draccus
 
 Annotations = Union[Path, list[Path]]  # noqa: UP007  draccus decodes typing.Union inside a tuple, not X | Y
+
+
+@dataclass
+class OnlineWeaveConfig:
+    """Weave clips into examples while training, anew in every epoch."""
+
+    videos_per_example: int = 0  # Clips L of an example; 0: rows are taken as they are
+    curriculum: tuple[int, ...] = ()  # L by epoch, e.g. '[1,2,4]'; then videos_per_example, or else the last one
+    total_frames: int | None = None  # Frames of an example over all its clips; default: --model.num_frames
+    method: str = "random"  # Which clips meet: random (any), or a method of `webvid.py cluster`, e.g. visual
+    clusters: Annotations | None = None  # Clusters file (several: epochs take turns), or folder of embeddings
+    form: str = "joined"  # Question and answer; as --form of `webvid.py weave`
+    prompt: str = "Describe what is happening in the video."  # The question of forms that have none of their own
+    prompts: Path | None = None  # A file of questions, one a line, of which each example gets one instead of `prompt`
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is woven."""
+        return bool(self.videos_per_example or self.curriculum)
+
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work, or would do nothing."""
+        flag = "--dataset.weave"
+        if self.videos_per_example < 0 or any(count < 1 for count in self.curriculum):
+            raise ValueError(
+                f"{flag}.videos_per_example and each entry of {flag}.curriculum count clips: 1 or more, got "
+                f"{self.videos_per_example} and {list(self.curriculum)}"
+            )
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if not self.enabled and changed:
+            raise ValueError(f"{flag}.{changed[0]} does nothing without {flag}.videos_per_example (2, 4, ...)")
+        if self.total_frames is not None and self.total_frames < 1:
+            raise ValueError(f"{flag}.total_frames must be at least 1, got {self.total_frames}")
+        if self.method == "random" and self.clusters is not None:
+            raise ValueError(
+                f"{flag}.method random takes no clusters, any clips meet; pass {flag}.method visual (or another "
+                f"method of `webvid.py cluster`) with {flag}.clusters"
+            )
 
 
 @dataclass
@@ -34,6 +73,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
     num_workers: int = 2  # Processes that decode; 0 decodes in the training process
     on_error: Literal["raise", "skip"] = "raise"  # A broken sample stops the run, or is replaced, counted and listed
     max_skipped_share: float = 0.01  # With on_error skip: the run stops above this share of samples skipped
+    weave: OnlineWeaveConfig = field(default_factory=OnlineWeaveConfig)  # Weave clips into examples while training
     metric: str | None = None  # Scorer of evaluate.py beside the general ones, e.g. moving-shapes
 
     @classmethod
@@ -41,9 +81,10 @@ class DatasetConfig(draccus.ChoiceRegistry):
         """Dataset used when only `--dataset.FIELD` is given."""
         return "webvid"
 
-    def components(self, stage: str) -> tuple[list[Path], Path]:
+    def components(self, stage: str) -> tuple[list[Path], Path | str]:
         """Annotation files (more than one: one per epoch, in turn) and media folder of a stage, joined to the root.
 
+        A media folder at a URL that fsspec understands ("s3://bucket/videos") stays one, as a str.
         Raises ValueError when the dataset has none for that stage.
         """
         name = "align_stage_components" if stage == "align" else "finetune_stage_components"
@@ -54,7 +95,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 f"dataset '{self.dataset_id}' has no annotations for stage {stage}; pass "
                 f'--dataset.{name} \'["annotations.json", "media_folder"]\''
             )
-        return [self.dataset_root_dir / file for file in files], self.dataset_root_dir / media
+        return [self.dataset_root_dir / file for file in files], _url(media) or self.dataset_root_dir / media
 
     def validate(self) -> None:
         """Raises ValueError naming the flag when a value cannot work."""
@@ -67,6 +108,16 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 "--dataset.augmentations takes a list in brackets, for example "
                 "--dataset.augmentations '[\"color-jitter\"]'"
             )
+        self.weave.validate()
+
+
+def _url(folder: Path) -> str | None:
+    """The URL that a path was made of: `Path` leaves one of its two slashes. A single letter is a drive, not a URL."""
+    match = re.match(r"((?:[\w+.\-]{2,}::)*[A-Za-z][\w+.\-]+):/(?=.)", folder.as_posix())
+    if match is None:
+        return None
+    slashes = "///" if match[1].endswith("file") else "//"
+    return f"{match[1]}:{slashes}{folder.as_posix()[match.end() :]}"
 
 
 def register(dataset_id: str, align: tuple[Any, str] | None, finetune: tuple[Any, str], **values: Any) -> None:

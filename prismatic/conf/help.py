@@ -56,6 +56,23 @@ def teach(parser: argparse.ArgumentParser, config_class: type, chosen: dict[str,
         kept[1].title, kept[1].description = f"{name}: fields, with the values of --{name}.type {choice}", None
         for action in [*kept[0]._group_actions, *kept[1]._group_actions]:
             _explain_field(action, preset, action.dest.split(".", 1)[1], choice)
+        _teach_nested(parser, name, preset)
+
+
+def _teach_nested(parser: argparse.ArgumentParser, name: str, preset: Any) -> None:
+    """One group for each dataclass inside the preset, where draccus makes one for each preset, and no file flags."""
+    nested = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
+    for field, value in nested.items():
+        if not dataclasses.is_dataclass(value):
+            continue
+        flag = f"{name}.{field}"
+        *others, last = [group for group in parser._action_groups if f"['{flag}']" in (group.title or "")]
+        parser._action_groups = [group for group in parser._action_groups if group not in others]
+        last.title, last.description = flag, " ".join((type(value).__doc__ or "").split())
+        for action in last._group_actions:
+            _explain_field(action, value, action.dest.rsplit(".", 1)[1], "")
+        for group in parser._action_groups:
+            group._group_actions = [action for action in group._group_actions if action.dest not in (field, flag)]
 
 
 def _explain_field(action: argparse.Action, preset: Any, field: str, choice: str) -> None:

@@ -12,6 +12,10 @@ import draccus
 
 STAGES = ("align", "finetune", "full-finetune")
 DEFAULT_MODEL_ID = "prism-clip+7b"
+NATIVE_MODEL_ID = "hf-vlm"
+_COMPOSED = ("vision_backbone_id", "llm_backbone_id", "arch_specifier", "frame_aggregator", "frame_aggregator_options")
+_COMPOSED += ("visual_token_layout", "rope_scaling_factor")
+ROPE_SCALINGS = ("dynamic", "linear", "yarn")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,33 @@ class StageConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters in the LLM: stages finetune and full-finetune then train them in the place of its weights."""
+
+    rank: int = 0  # Rank of the adapters; 0: none, the LLM's own weights are trained
+    alpha: float = 16.0  # Adapters are scaled by alpha / rank
+    dropout: float = 0.05  # Dropout in front of the adapters
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")  # Layers that get one, in brackets; '["all-linear"]': all
+
+    def validate(self, stage: str) -> None:
+        """Raises ValueError naming the flag when a value cannot work, or has no effect."""
+        if self.rank < 0:
+            raise ValueError(f"--model.lora.rank must be at least 0, got {self.rank}")
+        if not self.rank:
+            if self != LoRAConfig():
+                raise ValueError("--model.lora.* has no effect without --model.lora.rank; for example pass 16")
+            return
+        if stage == "align":
+            raise ValueError("--model.lora.rank has no effect in --stage align, which does not train the LLM; drop it")
+        if not self.alpha > 0:
+            raise ValueError(f"--model.lora.alpha must be greater than 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--model.lora.dropout must be at least 0 and less than 1, got {self.dropout}")
+        if not self.target_modules:
+            raise ValueError("""--model.lora.target_modules is empty; for example pass '["q_proj","v_proj"]'""")
+
+
+@dataclass
 class ModelConfig(draccus.ChoiceRegistry):
     """A vision backbone, a frame aggregator, a projector and an LLM by id, and the optimization of each stage."""
 
@@ -39,7 +70,9 @@ class ModelConfig(draccus.ChoiceRegistry):
     vision_backbone_id: str = "clip-vit-l-336px"  # `python -m prismatic list vision`; `video-ID` is the same as ID
     llm_backbone_id: str = "llama2-7b-pure"  # `python -m prismatic list llm`, a hub name, or a local folder
     arch_specifier: str = "no-align+gelu-mlp"  # [no-align+]linear|gelu-mlp|fused-gelu-mlp; no-align+: no stage 1 needed
-    image_resize_strategy: str = "resize-naive"  # letterbox, resize-naive or resize-crop
+    model_path: str | None = None  # With --model.type hf-vlm: a Transformers VLM, by hub name or local folder
+    image_size: int | None = None  # With --model.type hf-vlm: side of a frame in pixels; default: the checkpoint's own
+    image_resize_strategy: str = "resize-naive"  # letterbox, resize-naive, resize-crop; processor (hf-vlm): its own
     llm_max_length: int = 2048  # Longest text in tokens; visual tokens are counted on top, against the LLM's context
 
     num_frames: int = 8  # Frames taken from a video (an image is one frame)
@@ -48,8 +81,11 @@ class ModelConfig(draccus.ChoiceRegistry):
     visual_token_layout: Literal["after-bos", "inline"] = "after-bos"  # Where visual tokens stand in the sequence
     prompt_template: str | None = None  # Template id; default: the one that the LLM's row names
     pretrained_backbones: bool = True  # false: backbones from their configs with random weights, nothing downloaded
-    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (dynamic RoPE scaling)
+    rope_scaling_factor: float | None = None  # Stretch the LLM's context by this factor (RoPE scaling)
+    rope_scaling_type: str = "dynamic"  # How: dynamic (nothing changes within the original context), linear, yarn
     trust_remote_code: bool = False  # Allow code from a model repository to run
+
+    lora: LoRAConfig = field(default_factory=LoRAConfig)  # Low-rank adapters in the LLM
 
     init_from_model: str | None = None  # Start from these weights: a run dir, a checkpoint file, or a model id
     repo_id: str | None = None  # Hub repository in which `init_from_model` is a folder
@@ -101,12 +137,41 @@ class ModelConfig(draccus.ChoiceRegistry):
         names = [f.name for f in fields(StageConfig) if f.name != "stage"]
         return StageConfig(stage=stage, **{name: getattr(self, prefix + name) for name in names})
 
+    def _validate_native(self) -> None:
+        """A native VLM is one checkpoint, the others are composed; a flag of the other kind would be ignored."""
+        if self.model_id == NATIVE_MODEL_ID:
+            if not self.model_path:
+                raise ValueError(f"--model.type {NATIVE_MODEL_ID} needs --model.model_path: a hub name or local folder")
+            fixed = ModelConfig.get_choice_class(NATIVE_MODEL_ID)()
+            for name in _COMPOSED:
+                if getattr(self, name) != getattr(fixed, name):
+                    raise ValueError(
+                        f"--model.{name} has no meaning for --model.type {NATIVE_MODEL_ID}, whose parts are those of "
+                        "--model.model_path; leave it out"
+                    )
+            if self.image_size is not None and self.image_size < 1:
+                raise ValueError(f"--model.image_size must be at least 1, got {self.image_size}")
+        elif self.model_path is not None or self.image_size is not None:
+            name = "model_path" if self.model_path is not None else "image_size"
+            raise ValueError(f"--model.{name} goes with --model.type {NATIVE_MODEL_ID}")
+
     def validate(self, stage: str, world_size: int) -> None:
         """Raises ValueError naming the flag when a value cannot work. Ids are checked where they are resolved."""
         if self.num_frames < 1:
             raise ValueError(f"--model.num_frames must be at least 1, got {self.num_frames}")
         if self.llm_max_length < 8:
             raise ValueError(f"--model.llm_max_length must be at least 8, got {self.llm_max_length}")
+        self.lora.validate(stage)
+        self._validate_native()
+        if self.rope_scaling_type not in ROPE_SCALINGS:
+            raise ValueError(
+                f"--model.rope_scaling_type must be {', '.join(ROPE_SCALINGS)}, got '{self.rope_scaling_type}'"
+            )
+        if self.repo_id is not None and self.init_from_model is None:
+            raise ValueError(
+                f"--model.repo_id {self.repo_id} says where --model.init_from_model is, which is not given; pass "
+                "--model.init_from_model FOLDER, a folder of that repository"
+            )
         cfg, prefix = self.stage(stage), "--model.align_" if stage == "align" else "--model.finetune_"
         for name in ("epochs", "global_batch_size", "per_device_batch_size"):
             if getattr(cfg, name) < 1:

@@ -7,9 +7,9 @@ Gemma and DINOv2+SigLIP or SigLIP, and the 13B SigLIP one, build what their ids 
 from __future__ import annotations
 
 from dataclasses import field, make_dataclass
-from typing import Any
+from typing import Any, Literal  # noqa: F401  Literal: draccus resolves the types of fields that a row changes here
 
-from prismatic.conf.models import ModelConfig
+from prismatic.conf.models import NATIVE_MODEL_ID, ModelConfig
 
 CLIP, SIGLIP, DINOSIGLIP = "clip-vit-l-336px", "siglip-vit-so400m-384px", "dinosiglip-vit-so-384px"
 VICUNA, VICUNA_13B = "vicuna-v15-7b", "vicuna-v15-13b"
@@ -103,6 +103,8 @@ PRESETS: list[tuple[str, str, str, str, str, dict[str, Any]]] = [
             "enable_gradient_checkpointing": False,
         },
     ),
+    # Its parts are those of --model.model_path, and its aligned projector is among them.
+    (NATIVE_MODEL_ID, "", "", "no-align+", "processor", {"visual_token_layout": "inline"}),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -12,6 +13,15 @@ from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import DEFAULT_MODEL_ID, STAGES, ModelConfig
 
 TRACKERS = ("jsonl", "wandb")
+TOKEN_GIVEN = (
+    "--hf_token takes the file that holds the token, or the name of an environment variable, never the token itself: "
+    "it would stand in the process list and in config.yaml"
+)
+
+
+def looks_like_token(text: str) -> bool:
+    """Whether a text is a hub token itself, and no file or variable that is named like one."""
+    return len(text) > 16 and text.startswith(("hf_", "api_")) and not Path(text).is_file() and text not in os.environ
 
 
 @dataclass
@@ -60,6 +70,8 @@ class PretrainConfig:
                 f"--trackers takes a list in brackets of {', '.join(TRACKERS)}, for example --trackers '[\"jsonl\"]'; "
                 f"got {list(self.trackers)}"
             )
+        if looks_like_token(self.hf_token):
+            raise ValueError(TOKEN_GIVEN)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"--device must be auto, cpu or cuda, got '{self.device}'")
         for name in ("checkpoint_interval", "validation_interval"):
@@ -143,3 +155,30 @@ class PreprocessConfig:
     root_dir: Path = Path("data")  # The dataset becomes a folder in here
     seed: int = 7  # Seed of a rendered dataset
     num_workers: int = 2  # Processes that render or convert
+
+
+@dataclass
+class ExportConfig:
+    """Take a trained model out: as a Transformers folder, or as a run folder of the older layout.
+
+    Example: python scripts/export.py --model_path runs/my-run --format hf --output_dir exported/my-run
+    """
+
+    model_path: str = ""  # Run folder, checkpoint file, or model id
+    format: str = "hf"  # hf: LLaVA's (or FastVLM's) class of Transformers; prismatic: config.json and a .pt file
+    output_dir: Path = Path("exported")  # Folder to write; it must be new or empty
+    verify: bool = True  # Load what was written and compare it with the model here; exit non-zero on a difference
+    merge_lora: bool = False  # Add the LLM's LoRA adapters to its weights
+    dtype: str = "float32"  # Of the weights: float32, bfloat16 or float16
+    push_to_hub: str | None = None  # Upload the folder to this hub repository (owner/name), made private if new
+    hf_token: str = ".hf_token"  # Hub token: a file, or the name of an environment variable
+    plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated
+
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work."""
+        if not self.model_path:
+            raise ValueError("--model_path is missing: a run folder, a checkpoint file, or a model id")
+        if self.format not in ("hf", "prismatic"):
+            raise ValueError(f"--format must be hf or prismatic, got '{self.format}'")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype must be float32, bfloat16 or float16, got '{self.dtype}'")

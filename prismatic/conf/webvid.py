@@ -9,9 +9,9 @@ from typing import Union
 ClusterFiles = Union[Path, list[Path]]  # noqa: UP007  draccus decodes typing.Union, not X | Y, of a list
 
 
-def _positive(**values: int) -> None:
+def _positive(**values: float) -> None:
     for name, value in values.items():
-        if value < 1:
+        if not value >= 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
 
 
@@ -22,20 +22,24 @@ class CatalogConfig:
     Example: python scripts/webvid.py catalog --videos data/webvid/videos --captions data/webvid/results.csv \
     --output data/webvid/catalog.parquet
     Nothing is dropped: `status` is ok, or says what is wrong (missing, broken, duplicate, no caption). Run it again
-    after adding videos or captions: only new and changed files are opened.
+    after adding videos or captions: only new and changed files are opened. Memory does not grow with the number of
+    videos.
     """
 
     videos: Path = Path("videos")  # Folder of the videos, at any depth; paths in the catalog are relative to it
     captions: Path | None = None  # CSV, JSON, JSONL or Parquet; none: a .txt file beside each video holds its caption
-    output: Path = Path("catalog.parquet")  # The catalog; what was probed is kept beside it in OUTPUT.probed.jsonl
+    output: Path = Path("catalog.parquet")  # The catalog; what was probed is kept beside it in OUTPUT.probed.sqlite
     id_column: str | None = None  # Column of the ids; default: videoid, video_id or id, or else the file's name
     path_column: str | None = None  # Column of the files; default: path, video, file, ..., or page_dir/videoid.*
     caption_column: str | None = None  # Column of the captions; default: name, caption, text or description
-    num_workers: int = 2  # Files that are opened at a time
+    num_workers: int = 2  # Processes that open files; with --engine ray, those of each Ray task
+    timeout: float = 60.0  # Seconds after which a file that does not open counts as broken
+    engine: str = "local"  # local: this machine; ray: a Ray Data pipeline, with the same output
+    address: str = ""  # With --engine ray: the cluster (auto, or HOST:PORT); empty starts one on this machine
 
     def validate(self) -> None:
         """Raises ValueError naming the flag when a value cannot work."""
-        _positive(num_workers=self.num_workers)
+        _positive(num_workers=self.num_workers, timeout=self.timeout)
         if self.output.suffix != ".parquet":
             raise ValueError(f"--output must end in .parquet, got '{self.output}'")
 
@@ -86,11 +90,11 @@ class WeaveConfig:
 
     clusters: ClusterFiles = Path("clusters.json")  # From `webvid.py cluster`; a list in brackets: epochs take turns
     catalog: Path = Path("catalog.parquet")  # From `webvid.py catalog`; gives paths and captions
-    frames: Path | None = None  # Folder of extracted frames (one folder a video): examples list those, not videos
+    frames: Path | None = None  # From `webvid.py extract`, folders or shards: examples name those, not the videos
     media_root: Path | None = None  # Paths are written relative to it; default: the --videos or --frames folder
     total_frames: int = 16  # Frames of an example over all its videos
-    form: str = "joined"  # Question and answer: joined, ordered, indexed
-    prompt: str = "Describe what is happening in the video."  # The question of the forms joined and ordered
+    form: str = "joined"  # joined, ordered, indexed, timestamped, order-question or odd-one-out
+    prompt: str = "Describe what is happening in the video."  # Question of joined, ordered, timestamped
     output: Path = Path("woven.json")  # .json, or .jsonl for one row a line
     epochs: int = 1  # Above 1: as many different weaves, OUTPUT_epoch0.json, OUTPUT_epoch1.json, ...
     seed: int = 7  # Order of the examples and of the videos in each

@@ -20,7 +20,9 @@ from prismatic.data.annotation_files import AnnotationError, read_rows
 from prismatic.data.media_paths import MediaRoot
 from prismatic.data.schemas import parse_row
 from prismatic.types import Medium, Record, Turn
-from prismatic.video.clip import MediaError
+from prismatic.video.clip import DecoderMissingError, MediaError
+from prismatic.video.shards import find_in_shard, is_shard_path
+from prismatic.video.storage import is_dir, size_of
 
 __all__ = ["AnnotationError", "RecordTable", "check_media", "load_records"]
 
@@ -115,15 +117,18 @@ def _problems(record: Record, open_files: bool, decoder: str) -> Iterator[str]:
     for medium in record.media:
         for path in medium.paths:
             try:
-                if os.stat(path).st_size == 0:
+                if is_shard_path(path):
+                    find_in_shard(path)
+                elif not is_dir(path) and size_of(path) == 0:
                     yield f"{path}: the file is empty"
-                elif open_files:
+                    continue
+                if open_files:
                     _open(medium, path, decoder)
             except FileNotFoundError:
                 yield f"{path}: no such file"
             except OSError as error:
                 yield f"{path}: {error.strerror}"
-            except MediaError as error:
+            except (MediaError, DecoderMissingError) as error:
                 yield str(error)
 
 

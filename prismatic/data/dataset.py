@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from prismatic.data.annotations import check_media
 from prismatic.data.media import MediaReader
 from prismatic.data.tokenize import Tokenized, tokenize_chat
+from prismatic.data.weave import WovenEpochs
 from prismatic.prompting import ChatTemplate
 from prismatic.types import IGNORE_INDEX, Example, Record, Skip
 
@@ -25,7 +27,7 @@ __all__ = ["ClipDataset", "ContextError", "MediaReader", "Position", "SampleErro
 log = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 16
-CHECKED_ROWS = 256
+CHECKED_ROWS = 4096  # one or two seconds with a fast tokenizer
 _MEASURED_ROWS = 50_000  # among which the longest are looked for at start-up; about a second
 _SHOWN = 5
 _CHARS_PER_TOKEN = 4  # of English in a vocabulary of 32 000 and more; only used to guess lengths
@@ -51,10 +53,12 @@ class ContextError(ValueError):
 class ClipDataset(Dataset[Example]):
     """Examples by Position. What a position gives depends on (seed, epoch, index) alone, in every process.
 
-    records_by_epoch: rows of each epoch, in turn (several files: one clustering an epoch); one entry serves all epochs.
+    records_by_epoch: rows of each epoch, in turn (several files: one clustering an epoch); one entry serves all epochs,
+    and WovenEpochs has rows of its own for each.
     tokens_per_clip: visual tokens N of a clip of T frames. max_length: longest text in tokens. context_length: places
-    that the LLM has, None for no bound. on_error: "raise" stops at a broken sample, "skip" replaces it by another one
-    and says so in Example.skipped. train: False draws the same frames in every epoch.
+    that the LLM has, None for no bound. rope_factor: by how much RoPE scaling stretches it already, None where it
+    cannot (for the hint of an error). on_error: "raise" stops at a broken sample, "skip" replaces it by another one and
+    says so in Example.skipped. train: False draws the same frames in every epoch.
     """
 
     records_by_epoch: Sequence[Sequence[Record]]
@@ -65,6 +69,7 @@ class ClipDataset(Dataset[Example]):
     max_length: int
     tokens_per_clip: Callable[[int], int]
     context_length: int | None = None
+    rope_factor: float | None = 1.0
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     train: bool = True
@@ -106,6 +111,13 @@ class ClipDataset(Dataset[Example]):
         text = sum(len(turn.text) for turn in record.turns) // _CHARS_PER_TOKEN + 1
         return sum(self._media_tokens(record)) + min(text, self.max_length)
 
+    def tokens_of(self, record: Record) -> Tokenized:
+        """Ids and labels of a row, from the row alone: no medium is opened.
+
+        Raises ContextError, ZeroLabelsError, or ValueError for turns and placeholders that do not fit.
+        """
+        return self._tokenized(record, self._media_tokens(record))
+
     def check(self, limit: int | None = CHECKED_ROWS) -> None:
         """Look at rows before anything is trained: context, labels left, placeholders, whether the media exist.
 
@@ -117,7 +129,7 @@ class ClipDataset(Dataset[Example]):
         for record in self._rows_to_check(limit):
             looked_at += 1
             try:
-                cut += self._tokenized(record, self._media_tokens(record)).cut > 0
+                cut += self.tokens_of(record).cut > 0
             except ValueError as error:
                 broken.append(f"{record.source}: {error}")
                 continue
@@ -147,6 +159,8 @@ class ClipDataset(Dataset[Example]):
             yield from (records[index] for index in sorted({*_spread(len(records), share), *longest}))
 
     def _records(self, epoch: int) -> Sequence[Record]:
+        if isinstance(self.records_by_epoch, WovenEpochs):
+            return self.records_by_epoch[epoch]
         return self.records_by_epoch[epoch % len(self.records_by_epoch)]
 
     def _media_tokens(self, record: Record) -> list[int]:
@@ -181,10 +195,17 @@ class ClipDataset(Dataset[Example]):
             raise ContextError(
                 f"{visual} visual tokens ({len(media_tokens)} clips, --model.num_frames {self.read.num_frames}) + "
                 f"{total - visual} text tokens = {total} exceed the LLM's context of {self.context_length}; lower "
-                "--model.num_frames, use --model.frame_aggregator mean, lower --model.llm_max_length, or stretch the "
-                "context with --model.rope_scaling_factor"
+                "--model.num_frames, use --model.frame_aggregator mean, lower --model.llm_max_length"
+                f"{self._stretch(total)}"
             )
         return tokens
+
+    def _stretch(self, total: int) -> str:
+        """The RoPE scaling that makes room for `total` positions, as a hint; none where the LLM cannot be stretched."""
+        if self.rope_factor is None or self.context_length is None:
+            return " or take an LLM with a longer context"
+        factor = math.ceil(10 * total * self.rope_factor / self.context_length) / 10
+        return f", or stretch the context: --model.rope_scaling_factor {factor:g}"
 
     def _replacement(self, position: Position, attempt: int) -> int:
         rng = np.random.default_rng([self.seed % 2**32, position.epoch, position.index, attempt + 1])

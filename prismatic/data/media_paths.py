@@ -2,17 +2,22 @@
 
 Rows are other people's data, so a path may try to leave the folder: by `..`, as an absolute path, through a link, as a
 URL. Each folder is looked at once (links in it, where it really lies); no file is looked at by itself.
+
+The folder itself may be a URL that fsspec understands: then its rows' paths are below that URL, and nowhere else.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from urllib.parse import unquote
 
 from prismatic.video.decode import is_video
+from prismatic.video.shards import MARK, is_shard_path
+from prismatic.video.storage import is_dir, is_url
 
 # A path of only such characters, without `..`, needs no normalizing. Most rows of most files have one.
 _PLAIN = re.compile(r"[\w\-+=,@()\[\]&'!#%~. /]+", re.ASCII)
@@ -25,16 +30,25 @@ class MediaPathError(ValueError):
 
 
 class MediaRoot:
-    """The folder that all media of an annotation file lie in; need not exist yet."""
+    """The folder that all media of an annotation file lie in; need not exist yet. root: a path, or a URL (a str)."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = os.path.abspath(root)
-        self._real = os.path.realpath(self.root)
+        self._is_url = is_url(root)
+        self.root = str(root).rstrip("/") if self._is_url else os.path.abspath(root)
+        self._real = self.root if self._is_url else os.path.realpath(self.root)
         self._links: dict[str, frozenset[str]] = {}  # folder -> names of the links in it
         self._videos: dict[str, str] | None = None
 
     def resolve(self, path: str) -> str:
-        """Absolute path of a medium. Raises MediaPathError when it is no path, or lies outside the folder."""
+        """Absolute path of a medium. Raises MediaPathError when it is no path, or lies outside the folder.
+
+        `shards/000000.tar#ID` is a clip in a shard: the shard has to lie in the folder, ID is no path.
+        """
+        if isinstance(path, str) and MARK in path:
+            tar, _, clip_id = path.partition(MARK)
+            return f"{self.resolve(tar + MARK[:-1])}#{clip_id}"
+        if self._is_url:
+            return f"{self.root}/{self._normalize(path)}"
         if not isinstance(path, str) or not _PLAIN.fullmatch(path) or ".." in path or "//" in path or path[0] == "/":
             path = self._normalize(path)
         full = f"{self.root}/{path}"
@@ -54,7 +68,7 @@ class MediaRoot:
         if is_video(stem):
             return self.resolve(stem)
         if self._videos is None:
-            self._videos = dict(self._walk())
+            self._videos = {} if self._is_url else dict(self._walk())
         return self.resolve(self._videos.get(stem, f"{stem}.mp4"))
 
     def _walk(self) -> Iterator[tuple[str, str]]:
@@ -76,12 +90,21 @@ class MediaRoot:
             raise MediaPathError(f"media path {path!r} is a URL; download it below {self.root} and name the file")
         if _DRIVE.match(path):
             raise MediaPathError(f"media path {path!r} is absolute on another system; make it relative to {self.root}")
+        if self._is_url:
+            return self._normalize_below_url(path)
         full = os.path.normpath(os.path.join(self.root, path))
         if os.path.isabs(path) and not _is_below(full, self.root) and _is_below(full, self._real):
             full = os.path.join(self.root, os.path.relpath(full, self._real))
         if not _is_below(full, self.root):
             raise self._outside(path, "an absolute path" if os.path.isabs(path) else "'..'")
         return os.path.relpath(full, self.root)
+
+    def _normalize_below_url(self, path: str) -> str:
+        # A server may read %2e%2e as "..", and what follows "?" as another question.
+        inside = posixpath.normpath(unquote(path))
+        if inside.startswith(("/", "..")) or "\\" in inside or "::" in path or "?" in path:
+            raise self._outside(path, "an absolute path" if inside.startswith("/") else "'..', '?' or '::'")
+        return posixpath.normpath(path)
 
     def _look_at(self, folder: str, path: str) -> frozenset[str]:
         real = os.path.realpath(folder)
@@ -104,11 +127,11 @@ class MediaRoot:
 
 
 def kind_of(path: str) -> str:
-    """ "video" or "image", by the extension; a path without a known one is a video when it is a folder of frames."""
+    """ "video" or "image", by the extension; without a known one a folder of frames or a clip in a shard is a video."""
     extension = os.path.splitext(path)[1].lower()
-    if _is_video_extension(extension):
+    if _is_video_extension(extension) or is_shard_path(path):
         return "video"
-    return "video" if extension not in _IMAGES and Path(path).is_dir() else "image"
+    return "video" if extension not in _IMAGES and is_dir(path) else "image"
 
 
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})

@@ -33,6 +33,11 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     a model is loaded: raises ValueError for settings, an unknown task or metric, and rows that the task cannot use.
     """
     cfg.dataset.validate()
+    if cfg.dataset.weave.enabled:
+        raise ValueError(
+            "--dataset.weave.videos_per_example weaves while training; rows to evaluate on are made once, with "
+            "`python scripts/webvid.py weave`"
+        )
     task = TASKS.get(cfg.task)
     SAMPLERS.get(cfg.dataset.sampler)
     DECODERS.get(cfg.dataset.decoder)

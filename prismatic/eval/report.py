@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # (where it stands in config.yaml, what a reader calls it)
 _SETTINGS = (
+    ("model.model_path", "native VLM"),
     ("model.vision_backbone_id", "vision backbone"),
     ("model.frame_aggregator", "frame aggregator"),
     ("model.arch_specifier", "projector"),

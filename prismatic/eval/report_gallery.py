@@ -18,6 +18,7 @@ from PIL import Image
 from prismatic.eval.metrics import METRICS, Compared
 from prismatic.eval.text import normalise
 from prismatic.video.decode import MediaError, open_frames, open_video, read_image
+from prismatic.video.storage import is_url
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +131,13 @@ def _pictures(media: Sequence[str | list[str]], root: Path) -> tuple[list[Pictur
 
 
 def _frames(medium: str | list[str], root: Path, count: int) -> list[tuple[NDArray[np.uint8], str]]:
+    def place(path: str) -> str:
+        return path if is_url(path) else str(root / path)
+
     if isinstance(medium, str) and Path(medium).suffix.lower() in IMAGE_SUFFIXES:
-        return [(read_image(str(root / medium))[0], "")]
+        return [(read_image(place(medium))[0], "")]
     listed = not isinstance(medium, str)
-    with open_frames([str(root / m) for m in medium]) if listed else open_video(str(root / medium)) as clip:
+    with open_frames([place(m) for m in medium]) if listed else open_video(place(medium)) as clip:
         indices = np.unique(np.linspace(0, len(clip) - 1, min(count, len(clip))).astype(int))
         times = clip.timestamps[indices] - (0 if listed else clip.timestamps[0])
         return [(f, f"{t:.1f} s") for f, t in zip(clip.get(indices), times, strict=True)]

@@ -61,7 +61,7 @@ def prompt_of(vlm: Answerer, text: str) -> str:
     """The model's own prompt around one question."""
     builder = vlm.get_prompt_builder()
     builder.add_turn(role="human", message=text)
-    return str(builder.get_prompt())
+    return builder.get_prompt()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -35,16 +35,18 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
         return []
     tokenizer = vlm.llm_backbone.tokenizer
     with _evaluating(vlm):
-        rows = _prompt_embeddings(vlm, clips, prompts)
-        kwargs["max_new_tokens"] = _room(vlm, max(map(len, rows)), kwargs)
-        embeds, mask = _pad_left(rows)
-        ends = _end_tokens(vlm, kwargs.pop("eos_token_id", None))
+        rows = prompt_rows(vlm, clips, prompts)
+        kwargs["max_new_tokens"] = _room(vlm, max(len(row.embeds) for row in rows), kwargs)
+        embeds, mask, positions = _pad_left(rows)
+        if positions is not None:
+            kwargs["position_ids"] = positions
+        ends = end_tokens(vlm, kwargs.pop("eos_token_id", None))
         if not kwargs.setdefault("do_sample", False):
             # Sampling values of the publisher's generation_config would only raise warnings.
             kwargs = {"temperature": None, "top_p": None, "top_k": None, **kwargs}
         if "stop_strings" in kwargs:
             kwargs.setdefault("tokenizer", tokenizer)
-        stops = _stop_texts(vlm)
+        stops = stop_texts(vlm)
         if stops:
             kwargs["stopping_criteria"] = _criteria(tokenizer, stops, kwargs.get("stopping_criteria"))
         ids = vlm.llm_backbone.llm.generate(
@@ -63,9 +65,9 @@ def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per
     """Normalised likelihoods of `choices`. See PrismaticVLM.score_choices."""
     answers = _choice_ids(vlm, choices)
     with _evaluating(vlm):
-        embeds = _prompt_embeddings(vlm, [clip], [prompt])[0]
-        _check_context(vlm, len(embeds), max(map(len, answers)))
-        log_likelihoods = _answer_losses(vlm, embeds, answers)
+        row = prompt_rows(vlm, [clip], [prompt])[0]
+        _check_context(vlm, len(row.embeds), max(map(len, answers)))
+        log_likelihoods = _answer_losses(vlm, row, answers)
     if per_token:
         log_likelihoods = log_likelihoods / torch.tensor([len(a) for a in answers], dtype=torch.float64)
     return log_likelihoods.softmax(dim=0).tolist()
@@ -82,35 +84,56 @@ def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
         vlm.train(training)
 
 
-def _prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
-    """Embeddings [S, D] of each prompt with its visual tokens; all frames go through the vision backbone together."""
+class PromptRow(NamedTuple):
+    """embeds: [S, D]. positions: int64 [3, S] for models that place visual tokens in space, else None."""
+
+    embeds: torch.Tensor
+    positions: torch.Tensor | None
+
+
+def prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Embeddings [S, D] of each prompt with its visual tokens."""
+    return [row.embeds for row in prompt_rows(vlm, clips, prompts)]
+
+
+def prompt_rows(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[PromptRow]:
+    """Each prompt with its visual tokens; the frames of a prompt go through the vision backbone together."""
     encoded = [vlm.encode_clips(frames) for frames in clips]
     rows = []
     for media, prompt in zip(encoded, prompts, strict=True):
-        ids = _prompt_ids(vlm, prompt, [len(clip.tokens) for clip in media])
-        ids_t = torch.tensor([ids], device=vlm.device)
+        media_tokens = [len(clip.tokens) for clip in media]
+        ids_t = torch.tensor([_prompt_ids(vlm, prompt, media_tokens)], device=vlm.device)
         width = vlm.llm_backbone.embed_dim
         visual = torch.cat([clip.tokens for clip in media]) if media else torch.zeros(0, width, device=vlm.device)
-        rows.append(vlm.splice(ids_t, visual)[0])
+        rows.append(PromptRow(vlm.splice(ids_t, visual)[0], vlm.prompt_positions(ids_t[0], media_tokens)))
     return rows
 
 
 def _prompt_ids(vlm: PrismaticVLM, prompt: str, media_tokens: Sequence[int]) -> list[int]:
     tokenizer = vlm.llm_backbone.tokenizer
+    prompt = vlm.place_media(prompt, len(media_tokens))
     ids = tokenize_prompt(prompt, media_tokens, tokenizer=tokenizer, layout=vlm.layout, template=vlm.template)
     # A format that has the model write a header before each answer: it is given, not asked for.
     return ids + tokenizer(vlm.template.head, add_special_tokens=False)["input_ids"] if vlm.template.head else ids
 
 
-def _pad_left(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [S_i, D] to embeddings [B, S, D] and attention mask int64 [B, S]; answers then start in one column."""
-    S = max(map(len, rows))
-    embeds = rows[0].new_zeros(len(rows), S, rows[0].shape[-1])
-    mask = torch.zeros(len(rows), S, dtype=torch.long, device=rows[0].device)
+def _pad_left(rows: Sequence[PromptRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Rows to embeddings [B, S, D] and attention mask int64 [B, S]; answers then start in one column.
+
+    The third are positions int64 [4, B, S] (of the text, then of time, height and width), where rows have them.
+    """
+    S, first = max(len(row.embeds) for row in rows), rows[0].embeds
+    embeds = first.new_zeros(len(rows), S, first.shape[-1])
+    mask = torch.zeros(len(rows), S, dtype=torch.long, device=first.device)
+    positions = torch.zeros(4, len(rows), S, dtype=torch.long, device=first.device)
     for i, row in enumerate(rows):
-        embeds[i, S - len(row) :] = row
-        mask[i, S - len(row) :] = 1
-    return embeds, mask
+        length = len(row.embeds)
+        embeds[i, S - length :] = row.embeds
+        mask[i, S - length :] = 1
+        if row.positions is not None:
+            positions[0, i, S - length :] = torch.arange(length, device=first.device)
+            positions[1:, i, S - length :] = row.positions
+    return embeds, mask, None if rows[0].positions is None else positions
 
 
 def _room(vlm: PrismaticVLM, length: int, kwargs: dict[str, Any]) -> int:
@@ -134,7 +157,7 @@ def _check_context(vlm: PrismaticVLM, length: int, new: int) -> None:
         )
 
 
-def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
+def end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[int]:
     """Tokens that end an answer: the caller's, or the tokenizer's, the publisher's and the template's."""
     if asked is not None:
         return [asked] if isinstance(asked, int) else list(asked)
@@ -147,7 +170,7 @@ def _end_tokens(vlm: PrismaticVLM, asked: int | Sequence[int] | None) -> list[in
     return sorted({end for end in ends if end is not None})
 
 
-def _stop_texts(vlm: PrismaticVLM) -> list[str]:
+def stop_texts(vlm: PrismaticVLM) -> list[str]:
     """Strings of the template that end an answer and are more than one token."""
     tokenizer = vlm.llm_backbone.tokenizer
     return [text for text in vlm.template.stop if len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 1]
@@ -191,39 +214,43 @@ def _choice_ids(vlm: PrismaticVLM, choices: Sequence[str]) -> list[list[int]]:
     return rows
 
 
-def _answer_losses(vlm: PrismaticVLM, embeds: torch.Tensor, answers: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Log-likelihoods fp64 [C] of answers after a prompt [S, D]."""
+def _answer_losses(vlm: PrismaticVLM, row: PromptRow, answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Log-likelihoods fp64 [C] of answers after a prompt."""
     C, L = len(answers), max(map(len, answers))
     ids = torch.zeros(C, L, dtype=torch.long, device=vlm.device)
     real = torch.zeros(C, L, dtype=torch.bool, device=vlm.device)
     for i, answer in enumerate(answers):
         ids[i, : len(answer)] = torch.tensor(answer)
         real[i, : len(answer)] = True
-    logits = (_logits_after if vlm.llm_backbone.separates else _logits_repeated)(vlm, embeds, ids[:, :-1])
+    logits = (_logits_after if vlm.llm_backbone.separates else _logits_repeated)(vlm, row, ids[:, :-1])
     tokens = logits.float().log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
     return (tokens * real).sum(dim=1, dtype=torch.float64).cpu()
 
 
-def _logits_after(vlm: PrismaticVLM, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [C, L + 1, V] after a prompt [S, D] and after each of the ids [C, L] that continue it.
+def _logits_after(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [C, L + 1, V] after a prompt and after each of the ids [C, L] that continue it.
 
     The prompt is computed once and its keys and values are shared. Padding stands behind the real tokens of a row,
     where causal attention never looks.
     """
     from transformers import DynamicCache
 
-    llm, (C, L) = vlm.llm_backbone.llm, ids.shape
+    llm, (C, L), S = vlm.llm_backbone.llm, ids.shape, len(row.embeds)
     cache = DynamicCache(config=llm.config)
-    first = llm(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    given = {} if row.positions is None else {"position_ids": row.positions[:, None]}
+    first = llm(inputs_embeds=row.embeds[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **given).logits
     if not L:
         return first.expand(C, 1, -1)
     cache.batch_repeat_interleave(C)
-    positions = torch.arange(len(embeds), len(embeds) + L, device=vlm.device).expand(C, -1)
+    # Text goes on behind the last token of the prompt, which is text: alike in time, height and width.
+    start = S if row.positions is None else int(row.positions[0, -1]) + 1
+    positions = torch.arange(start, start + L, device=vlm.device).expand(C, -1)
     rest = llm(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
     return torch.cat([first.expand(C, 1, -1), rest], dim=1)
 
 
-def _logits_repeated(vlm: PrismaticVLM, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def _logits_repeated(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch.Tensor:
     """The same for families whose cache is of another kind: the prompt is computed with each answer."""
-    rows = torch.cat([embeds.expand(len(ids), -1, -1), vlm.llm_backbone.embed(ids)], dim=1)
-    return vlm.llm_backbone.llm(inputs_embeds=rows, use_cache=False).logits[:, len(embeds) - 1 :]
+    assert row.positions is None, "every family with positions in space has the standard cache"
+    rows = torch.cat([row.embeds.expand(len(ids), -1, -1), vlm.llm_backbone.embed(ids)], dim=1)
+    return vlm.llm_backbone.llm(inputs_embeds=rows, use_cache=False).logits[:, len(row.embeds) - 1 :]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class ClipReader:
         if isinstance(clip, Image.Image):
             return self._resize(_pixels(clip)[None])
         if isinstance(clip, (str, os.PathLike)):
-            return self._resize(self._read_path(Path(clip)))
+            return self._resize(self._read_path(os.fspath(clip)))
         if isinstance(clip, (np.ndarray, torch.Tensor)) and clip.ndim == 3:
             return self._resize(_pixels(clip)[None])
         if isinstance(clip, (list, tuple)) and clip and _is_one_clip(clip):
@@ -81,13 +80,15 @@ class ClipReader:
                 "which is sampled"
             )
 
-    def _read_path(self, path: Path) -> np.ndarray:
+    def _read_path(self, path: str) -> np.ndarray:
         from prismatic.video.decode import is_video, open_video
         from prismatic.video.images import read_image
         from prismatic.video.sampling import ClipFacts, sample
+        from prismatic.video.shards import is_shard_path
+        from prismatic.video.storage import is_dir
 
-        path = path.expanduser()
-        if not path.is_dir() and not is_video(path):
+        path = os.path.expanduser(path)
+        if not is_video(path) and not is_shard_path(path) and not is_dir(path):
             return read_image(path)
         with open_video(path) as clip:
             facts = ClipFacts(len(clip), clip.fps, clip.timestamps)

@@ -40,6 +40,7 @@ class PrismaticVLM(nn.Module):
 
     Args:
         vision_backbone, aggregator, projector, llm_backbone: the parts; these names are the prefixes of checkpoints.
+            aggregator: None in a subclass that arranges visual tokens by itself.
         template: chat format of the prompts; its end token is fitted to the tokenizer.
         layout: where visual tokens stand, "after-bos" or "inline".
         num_frames: T of a video when asking. An image always has one frame.
@@ -49,7 +50,7 @@ class PrismaticVLM(nn.Module):
     def __init__(
         self,
         vision_backbone: VisionBackbone,
-        aggregator: Aggregator,
+        aggregator: Aggregator | None,
         projector: nn.Module,
         llm_backbone: HFCausalLM,
         *,
@@ -79,6 +80,7 @@ class PrismaticVLM(nn.Module):
 
     def tokens_per_clip(self, T: int) -> int:
         """N, visual tokens of a clip of T frames."""
+        assert self.aggregator is not None
         return self.aggregator.num_tokens(T, self.vision_backbone.num_patches)
 
     # --- training ---
@@ -90,6 +92,8 @@ class PrismaticVLM(nn.Module):
         self.requires_grad_(False)
         for name in STAGE_MODULES[stage]:
             module = getattr(self, name)
+            if module is None:
+                continue
             # What is never computed (a ViT's last block) never gets a gradient, and must not look trainable.
             used = module.used_parameters() if hasattr(module, "used_parameters") else module.parameters()
             for parameter in used:
@@ -127,16 +131,22 @@ class PrismaticVLM(nn.Module):
         if not counts:
             embeds = embeds + 0.0 * visual.sum().to(embeds.dtype)
         places = rows * batch.input_ids.shape[1] + columns
-        loss = self.llm_backbone.token_losses(
-            embeds, batch.position_ids if batch.packed else None, places, targets[rows, columns]
-        )
+        loss = self.llm_backbone.token_losses(embeds, self.positions(batch), places, targets[rows, columns])
         return LossOutput(loss, torch.tensor(len(rows), device=loss.device))
 
     def encode(self, frames: torch.Tensor, frames_per_medium: Sequence[int]) -> torch.Tensor:
         """Frames uint8 [F, 3, R, R] of clips with T = frames_per_medium to visual tokens [V, D], clips in order."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.vision_backbone)):
+        assert self.aggregator is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
             features = self.vision_backbone(frames)  # [F, P, Dv]
         return self.projector(self.aggregator(features, frames_per_medium))
+
+    def positions(self, batch: Batch) -> torch.Tensor | None:
+        """Position ids of a batch; None where they simply count."""
+        return batch.position_ids if batch.packed else None
+
+    def _trains_vision(self) -> bool:
+        return _is_trained(self.vision_backbone)
 
     def splice(self, input_ids: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
         """Embeddings [B, S, D] of ids int64 [B, S], with visual tokens [V, D] at the slots, in row-major order."""
@@ -145,6 +155,14 @@ class PrismaticVLM(nn.Module):
         return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
 
     # --- asking ---
+
+    def place_media(self, prompt: str, num_media: int) -> str:
+        """A prompt that has the places of its media; a model with a format of its own for them adds what is missing."""
+        return prompt
+
+    def prompt_positions(self, ids: torch.Tensor, media_tokens: Sequence[int]) -> torch.Tensor | None:
+        """Positions int64 [3, S] of a prompt's ids [S], of models that place visual tokens in space; else None."""
+        return None
 
     def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:
         """A new conversation. system_prompt: None for the template's own, "" for none."""

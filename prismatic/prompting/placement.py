@@ -126,7 +126,9 @@ def tokenize_prompt(
     else:
         if layout == "inline" and not media_tokens and _PLACEHOLDER.search(prompt):
             raise ValueError("the prompt holds an <image> or <video> placeholder but no image or video came with it")
-        segments, adds_bos = [Segment(str(prompt), learned=False)], template.adds_bos if template else True
+        slot_context = template.slot_token if template else ""
+        segments = [Segment(str(prompt), learned=False, slot_context=slot_context)]
+        adds_bos = template.adds_bos if template else True
     return tokenize_segments(segments, media_tokens, tokenizer=tokenizer, layout=layout, adds_bos=adds_bos)[0]
 
 
@@ -135,7 +137,12 @@ def _pieces(segment: Segment) -> list[Segment]:
     if segment.learned or not _PLACEHOLDER.search(segment.text):
         return [segment]
     texts = re.split(f"({_PLACEHOLDER.pattern})", segment.text)
-    return [replace(segment, text=text, context="" if i else segment.context) for i, text in enumerate(texts) if text]
+    # Every second text is a placeholder: what stands behind one is tokenized in the company of the model's own.
+    return [
+        replace(segment, text=text, context=segment.slot_context if i else segment.context)
+        for i, text in enumerate(texts)
+        if text
+    ]
 
 
 def _token_ids(segment: Segment, tokenizer: PreTrainedTokenizerBase) -> list[int]:

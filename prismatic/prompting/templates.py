@@ -6,6 +6,7 @@ published checkpoints were trained on; they are kept to load those checkpoints, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 PLACEHOLDERS = ("<image>", "<video>")
 """Both stand for "the next medium of the row"; the name says nothing about the kind."""
 
+_PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS)))
+_OPENING = re.compile(rf"\A\s*(?:(?:{_PLACEHOLDER.pattern})\s*)+")
+
 EOS_FIELD = "{eos}"
 """In `ChatTemplate.end`: the tokenizer's own end token, filled in by `for_tokenizer`."""
 
@@ -29,11 +33,13 @@ class Segment:
 
     learned: its tokens are labels. context: text in front of it in whose company it is tokenized, because some
     tokenizers drop or add a blank after a special token; the tokens of the context itself are not kept.
+    slot_context: the same for text right behind the slots of a medium.
     """
 
     text: str
     learned: bool
     context: str = ""
+    slot_context: str = ""
 
 
 def strip_placeholders(message: str) -> str:
@@ -56,6 +62,9 @@ class ChatTemplate:
     strips: blanks between a human turn and the answer belong to neither (the older rule, right for tokenizers that put
     a blank in front of each text). joined: later human turns are tokenized in the company of `end`.
     stop: strings that end an answer, besides the tokenizer's end token.
+    medium: what stands around the visual tokens (`{slots}`) of each medium, for models with a format of their own; ""
+    for the others, whose messages stay as they are. before_text: what the format puts between the media that open a
+    message and its text. slot_token: the model's own placeholder, in whose company text behind a medium is tokenized.
     """
 
     first: str
@@ -69,6 +78,9 @@ class ChatTemplate:
     strips: bool = True
     joined: bool = False
     stop: tuple[str, ...] = ()
+    medium: str = ""
+    before_text: str = ""
+    slot_token: str = ""
 
     def human(self, message: str, *, first: bool, system_prompt: str | None = None) -> str:
         """The string of a human turn, ready to be answered. system_prompt: None for the template's own, "" for none.
@@ -76,16 +88,16 @@ class ChatTemplate:
         Raises ValueError when the template has no place for a system prompt and one is given.
         """
         if not first:
-            return _fill(self.first if self.later is None else self.later, message)
+            return self._fill(self.first if self.later is None else self.later, message)
         system = self.system if system_prompt is None else system_prompt
         if not system:
-            return _fill(self.first, message)
+            return self._fill(self.first, message)
         if self.with_system is None:
             raise ValueError(
                 f"this prompt template has no place for a system prompt (got {system[:40]!r}); leave it out and say it "
                 "in the first message, or choose another --model.prompt_template"
             )
-        return _fill(self.with_system, message, system)
+        return self._fill(self.with_system, message, system)
 
     def answer(self, message: str) -> str:
         """The string of an answer with its end. An empty answer becomes one blank."""
@@ -106,7 +118,8 @@ class ChatTemplate:
             text = self.human(turn.text, first=index == 0, system_prompt=system_prompt)
             text = text.removeprefix(self.bos) if index == 0 else text
             text = text.rstrip() if self.strips else text
-            out.append(Segment(text, learned=False, context=self.end if self.joined and index else ""))
+            context = self.end if self.joined and index else ""
+            out.append(Segment(text, learned=False, context=context, slot_context=self.slot_token))
         return out
 
     def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -125,18 +138,30 @@ class ChatTemplate:
             )
         return replace(self, end=self.end.replace(end, tokenizer.eos_token), stop=(tokenizer.eos_token,))
 
+    def _fill(self, form: str, text: str, system: str = "") -> str:
+        # Not str.format: messages and the templates of tokenizers hold braces.
+        before, field, after = form.partition("{message}")
+        before = before.replace("{system}", system)
+        if self.medium:
+            media, text = self._media(text)
+            before = before.removesuffix(self.before_text) + media + self.before_text
+        return before + (text if field else "") + after
+
+    def _media(self, message: str) -> tuple[str, str]:
+        """The placeholders that open a message, in the model's own format, and the rest of the message."""
+        opening = _OPENING.match(message)
+        media = _PLACEHOLDER.findall(opening[0]) if opening else []
+        rest = message[opening.end() :] if opening else message
+        inside = self.medium.strip("\n")
+        rest = _PLACEHOLDER.sub(lambda match: inside.replace("{slots}", match[0]), rest)
+        return "".join(self.medium.replace("{slots}", placeholder) for placeholder in media), rest
+
 
 def check_role(role: str, index: int) -> None:
     """Raises ValueError unless turn `index` (from 0) has the role that is due: human, gpt, human, ..."""
     due = "gpt" if index % 2 else "human"
     if role != due:
         raise ValueError(f"turn {index + 1} of the conversation must be from '{due}', not '{role}' (human begins)")
-
-
-def _fill(form: str, text: str, system: str = "") -> str:
-    # Not str.format: messages and the templates of tokenizers hold braces.
-    before, field, after = form.partition("{message}")
-    return before.replace("{system}", system) + (text if field else "") + after
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:

@@ -2,7 +2,8 @@
 
     checkpoints/step-000100/                                   model and optimizer (sharded), state.json
     checkpoints/step-000100-epoch-01-loss=1.2345.safetensors   the trained modules, whole
-    checkpoints/latest-checkpoint.safetensors                  a link to the newest of those
+    checkpoints/step-000100-epoch-01-loss=1.2345-adapter/      LoRA adapters, as peft saves them, where there are some
+    checkpoints/latest-checkpoint.safetensors, latest-adapter  links to the newest of those
     checkpoints/frozen-backbones.safetensors                   frozen modules whose random weights exist nowhere else
 
 Everything is written under a name that no reader looks at, synced, and renamed. Random numbers and the schedule need
@@ -32,7 +33,17 @@ from torch.distributed.checkpoint.state_dict import (
 from prismatic import dist
 from prismatic.train import files, weights
 from prismatic.train.errors import CheckpointError
-from prismatic.train.folder import FOLDER, LATEST, STATE, first_line, incomplete, newest, prune, read_state
+from prismatic.train.folder import (
+    FOLDER,
+    STATE,
+    adapter_name,
+    first_line,
+    incomplete,
+    newest,
+    point_latest,
+    prune,
+    read_state,
+)
 from prismatic.train.reader import TensorPlanner, TensorReader
 
 log = logging.getLogger(__name__)
@@ -52,14 +63,16 @@ def save(
 
     Args:
         state: JSON values that `restore` gives back; "step" and "epoch" (epochs done) name the files.
-        modules: top-level modules of `vlm` that go into the consolidated file (the trained ones).
+        modules: top-level modules of `vlm` that go whole into the consolidated file (the trained ones). Adapters of
+            the LLM are saved beside it.
         loss: shown in the file's name. keep: how many resumable checkpoints stay, newest first.
 
     Raises CheckpointError on a full disk or without permission; the temporary files are gone then, the old ones whole.
     """
     folder, name = run_dir / FOLDER, f"step-{state['step']:06d}"
     weights_name = f"{name}-epoch-{state['epoch']:02d}-loss={loss:.4f}.safetensors"
-    partial, weights_partial = (folder / f".{n}{files.PARTIAL}" for n in (name, weights_name))
+    names = (name, weights_name, adapter_name(weights_name))
+    partial, weights_partial, adapter_partial = (folder / f".{n}{files.PARTIAL}" for n in names)
     tensors = {"model": _trained(vlm), "optimizer": get_optimizer_state_dict(vlm, optimizer)["state"]}
     job = files.Writing(folder / name, _num_bytes(tensors) + weights.num_bytes(vlm, modules), newest(run_dir))
 
@@ -74,20 +87,21 @@ def save(
         files.write_json(partial / STATE, {**state, "files": sizes})
         files.sync(partial)
         files.write_tensors(weights_partial, whole, {"step": str(state["step"]), "epoch": str(state["epoch"])})
+        if adapter:
+            weights.write_adapter(adapter_partial, vlm, adapter)
+            files.replace(adapter_partial, folder / adapter_name(weights_name))
         # The weights first: a kill between the renames then leaves a link to whole weights, and a run that goes on
         # from the checkpoint before writes the same file again.
         os.replace(weights_partial, folder / weights_name)
-        files.replace_link(folder / LATEST, weights_name)
-        if (folder / name).exists():
-            files.remove(folder / name)
-        os.replace(partial, folder / name)
+        point_latest(folder, weights_name)
+        files.replace(partial, folder / name)
         files.sync(folder)
 
     try:
         job.on_rank_zero(prepare)
         with job.errors():
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
-        whole = weights.gather(vlm, modules)
+        whole, adapter = weights.gather(vlm, modules), weights.gather_adapter(vlm)
         job.on_rank_zero(commit)
     except CheckpointError:
         _tidy(folder)

@@ -58,6 +58,13 @@ def replace_link(link: Path, target: str) -> None:
     os.replace(temporary, link)
 
 
+def replace(folder: Path, target: Path) -> None:
+    """Rename a folder; one that is there under the new name is removed first."""
+    if target.exists():
+        remove(target)
+    os.replace(folder, target)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder; a folder under a name that no reader looks at, so that it never seems complete."""
     if path.is_dir() and not path.is_symlink():

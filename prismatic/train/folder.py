@@ -15,7 +15,22 @@ from prismatic.train import files
 log = logging.getLogger(__name__)
 
 FOLDER, LATEST, STATE = "checkpoints", "latest-checkpoint.safetensors", "state.json"
-_STEP = re.compile(r"step-(\d{6,})(-epoch-.*\.safetensors)?")
+LATEST_ADAPTER, ADAPTER_END = "latest-adapter", "-adapter"
+_STEP = re.compile(r"step-(\d{6,})(-epoch-.*(?:\.safetensors|-adapter))?")
+
+
+def adapter_name(weights_name: str) -> str:
+    """The folder of the LLM's adapters that belongs to a consolidated file."""
+    return weights_name.removesuffix(".safetensors") + ADAPTER_END
+
+
+def point_latest(folder: Path, weights_name: str) -> None:
+    """Have the links in `checkpoints/` point at this consolidated file, and at its adapters where there are some."""
+    files.replace_link(folder / LATEST, weights_name)
+    if (folder / adapter_name(weights_name)).is_dir():
+        files.replace_link(folder / LATEST_ADAPTER, adapter_name(weights_name))
+    else:
+        (folder / LATEST_ADAPTER).unlink(missing_ok=True)
 
 
 def find(resume: str, run_dir: Path) -> Path | None:
@@ -61,7 +76,8 @@ def newest(run_dir: Path) -> Path | None:
 def resumable(run_dir: Path) -> list[Path]:
     """The `step-*/` folders of a run, newest first, whole or not."""
     folder = run_dir / FOLDER
-    paths = [path for path in folder.iterdir() if _step(path) is not None and path.is_dir()] if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    paths = [p for p in found if _step(p) is not None and p.is_dir() and not p.name.endswith(ADAPTER_END)]
     return sorted(paths, key=lambda path: _step(path) or 0, reverse=True)
 
 
@@ -107,9 +123,10 @@ def set_aside(run_dir: Path, after_step: int) -> None:
     if link.is_symlink() and not link.exists():
         kept = sorted((p for p in folder.glob("step-*.safetensors")), key=lambda p: _step(p) or 0)
         if kept:
-            files.replace_link(link, kept[-1].name)
+            point_latest(folder, kept[-1].name)
         else:
             link.unlink()
+            (folder / LATEST_ADAPTER).unlink(missing_ok=True)
 
 
 def prune(run_dir: Path, keep: int) -> None:
@@ -123,7 +140,9 @@ def prune(run_dir: Path, keep: int) -> None:
     try:
         for path in folder.iterdir():
             # Also another file of the newest step: a run stopped in validation saves that step before and after it.
-            superseded = path.is_file() and _step(path) == _step(latest) and path.name != latest.name
+            resumable_one = path.is_dir() and not path.name.endswith(ADAPTER_END)
+            newest_names = (latest.name, adapter_name(latest.name))
+            superseded = not resumable_one and _step(path) == _step(latest) and path.name not in newest_names
             if _step(path) is not None and (_step(path) not in kept or superseded):
                 files.remove(path)
     except OSError as error:

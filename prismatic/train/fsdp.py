@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from prismatic.dist import World
+from prismatic.models.llm.lora import cast_base, has_adapter
 from prismatic.registry import Registry
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def shard(
 
     Args:
         strategy: an id of STRATEGIES. Raises UnknownIdError (a ValueError) for another.
-        mixed_precision: on CUDA, compute in bf16 over fp32 master weights, and keep frozen modules in bf16. A CPU
-            always computes in fp32.
+        mixed_precision: on CUDA, compute in bf16 over fp32 master weights, and keep frozen modules (and the LLM's own
+            weights below adapters) in bf16. A CPU always computes in fp32.
         reduce_fp32: with mixed precision, sum gradients over processes in fp32 instead of bf16.
         checkpoint_activations: recompute the LLM's layers in the backward pass.
     """
@@ -113,6 +114,9 @@ def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
     # a trained module may be thawed later. Batch statistics follow their weights; buffers that are not saved stay as
     # they are: rotary frequencies in bf16 would blur the positions.
     for module in vlm.children():
+        if has_adapter(module):
+            cast_base(module, dtype)
+            continue
         if any(p.requires_grad for p in module.parameters()):
             continue
         for part in module.modules():

@@ -29,7 +29,9 @@ SHOWN_IDS = 8
 def header(trainer: Trainer, resumed_from: Path | None) -> None:
     """Sizes and settings, before the first step."""
     stage, world, loader = trainer.stage, trainer.world, trainer.train_loader
-    per_epoch = loader.steps_per_epoch(0)
+    # An epoch of longer woven examples has fewer steps.
+    counts = sorted({loader.steps_per_epoch(epoch) for epoch in range(stage.epochs)})
+    per_epoch = f"{counts[0]} an epoch" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} an epoch"
     accumulated = stage.global_batch_size // (stage.per_device_batch_size * world.world_size)
     trained = {name: _size(getattr(trainer.vlm, name)) for name in trainer.trained_modules}
     total = sum(p.numel() for p in trainer.vlm.parameters())
@@ -43,7 +45,7 @@ def header(trainer: Trainer, resumed_from: Path | None) -> None:
         f"Data      {loader_size(loader)} examples{val}",
         f"Model     trains {', '.join(f'{n} {short(s)}' for n, s in trained.items())} of {short(total)} parameters",
         f"Batch     {stage.global_batch_size} examples a step = {processes} x {stage.per_device_batch_size}{times}",
-        f"Steps     {trainer.total_steps} ({per_epoch} an epoch), learning rate {stage.learning_rate:g}, "
+        f"Steps     {trainer.total_steps} ({per_epoch}), learning rate {stage.learning_rate:g}, "
         f"{stage.lr_scheduler_type}",
         f"Device    {_device_name(world.device)}, {precision}, {stage.train_strategy}",
     ]

@@ -85,7 +85,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
         flag, old, new = prefix + name, before.get(name), now.get(name)
         if flag in FREE or old == new:
             continue
-        if isinstance(old, dict) and isinstance(new, dict) and not prefix:
+        if isinstance(old, dict) and isinstance(new, dict) and (not prefix or name == "lora"):
             changed += differences(old, new, f"{flag}.")
         else:
             changed.append(f"--{flag} {old} -> {new}")

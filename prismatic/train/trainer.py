@@ -20,6 +20,7 @@ from prismatic import dist
 from prismatic.conf.models import StageConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.dist import World
+from prismatic.models.llm.lora import has_adapter
 from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
@@ -82,6 +83,8 @@ class Trainer:
         check_stage(self.stage)
         self.train_loader, self.val_loader = train_loader, val_loader
         self.trained_modules = list(vlm.trainable_modules())
+        # Adapters are saved in a form of their own, and the LLM below them is not trained.
+        self.whole_modules = [name for name in self.trained_modules if not has_adapter(getattr(vlm, name))]
         self.frozen_modules = list(frozen_modules)
         self.vlm = fsdp.shard(
             vlm,
@@ -216,7 +219,7 @@ class Trainer:
             self.vlm,
             self.optimizer,
             state,
-            modules=self.trained_modules,
+            modules=self.whole_modules,
             loss=self.mean_loss,
             keep=self.cfg.keep_checkpoints,
         )
@@ -302,7 +305,7 @@ class Trainer:
         if source is None:
             folder.set_aside(self.run_dir, after_step=0)
             self.skips.resume(0, 0)
-            checkpoint.check_room(self.run_dir, self.vlm, self.trained_modules)
+            checkpoint.check_room(self.run_dir, self.vlm, self.whole_modules)
             if self.frozen_modules:
                 weights.save_frozen(here, self.vlm, self.frozen_modules)
             return None

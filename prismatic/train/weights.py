@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 
 from prismatic import dist
+from prismatic.models.llm import lora
 from prismatic.train import files
 
 FROZEN = "frozen-backbones.safetensors"
@@ -20,12 +21,22 @@ FROZEN = "frozen-backbones.safetensors"
 def gather(vlm: nn.Module, modules: Collection[str]) -> dict[str, torch.Tensor]:
     """Whole tensors of the named top-level modules on rank 0's CPU; {} elsewhere. Every process calls it.
 
+    Of an LLM with adapters these are its own weights, without the adapters, under the names that they have without.
     Weights that share memory (a head tied to the embeddings) come out as copies: safetensors refuses shared memory,
     and a file in which every key is present loads everywhere.
     """
+    return _whole(_of_modules(vlm, modules))
+
+
+def gather_adapter(vlm: nn.Module) -> dict[str, torch.Tensor]:
+    """The same of the LLM's adapters, under the names of peft's files; {} when there are none."""
+    return _whole(_adapter(vlm))
+
+
+def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     owned: set[int] = set()
-    for key, tensor in _of_modules(vlm, modules).items():
+    for key, tensor in tensors.items():
         # A collective: every process takes part. Tensor after tensor, so that one whole tensor is on a device at once.
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if dist.rank_zero():
@@ -37,8 +48,17 @@ def gather(vlm: nn.Module, modules: Collection[str]) -> dict[str, torch.Tensor]:
 
 
 def num_bytes(vlm: nn.Module, modules: Collection[str]) -> int:
-    """Size of what `gather` gives."""
-    return sum(t.numel() * t.element_size() for t in _of_modules(vlm, modules).values())
+    """Size of what `gather` and `gather_adapter` give."""
+    tensors = [*_of_modules(vlm, modules).values(), *_adapter(vlm).values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def write_adapter(folder: Path, vlm: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """On rank 0, make a folder that peft reads, with what `gather_adapter` gave."""
+    folder.mkdir()
+    files.write_tensors(folder / lora.ADAPTER_WEIGHTS, tensors, {})
+    lora.write_config(vlm.llm_backbone, folder)
+    files.sync(folder)
 
 
 def save_frozen(folder: Path, vlm: nn.Module, modules: Sequence[str]) -> None:
@@ -74,9 +94,17 @@ def load_frozen(folder: Path, vlm: nn.Module) -> bool:
     if not path.exists():
         return False
     options = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(vlm, load_file(path), options=options)
+    names = {lora.base_key(key): key for key in vlm.state_dict() if not lora.is_adapter_key(key)}
+    set_model_state_dict(vlm, {names[key]: tensor for key, tensor in load_file(path).items()}, options=options)
     return True
 
 
 def _of_modules(vlm: nn.Module, modules: Collection[str]) -> dict[str, torch.Tensor]:
-    return {key: tensor for key, tensor in vlm.state_dict().items() if key.split(".", 1)[0] in modules}
+    state = {key: tensor for key, tensor in vlm.state_dict().items() if key.split(".", 1)[0] in modules}
+    if not any(lora.has_adapter(module) for module in vlm.children()):
+        return state
+    return {lora.base_key(key): tensor for key, tensor in state.items() if not lora.is_adapter_key(key)}
+
+
+def _adapter(vlm: nn.Module) -> dict[str, torch.Tensor]:
+    return lora.to_file(vlm.state_dict()) if any(lora.has_adapter(module) for module in vlm.children()) else {}

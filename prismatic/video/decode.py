@@ -10,6 +10,8 @@ from prismatic.registry import Registry
 from prismatic.video.clip import Clip, DecoderMissingError, MediaError
 from prismatic.video.frame_folder import open_folder, open_frames
 from prismatic.video.images import read_image
+from prismatic.video.shards import is_shard_path, open_shard
+from prismatic.video.storage import as_local_file, delete_with, is_dir, is_url, read_bytes
 
 __all__ = [
     "DECODERS",
@@ -45,7 +47,8 @@ def open_video(path: str | os.PathLike[str], decoder: str = "pyav", *, threads: 
     numbers so, on every kind of file; the others refuse the kinds they are known to get wrong.
 
     Args:
-        path: a local file or folder.
+        path: a file or folder, local or a URL that fsspec understands; or one clip of a WebDataset shard,
+            "shards/000000.tar#ID": its frames, or a video file in it.
         decoder: an id of DECODERS.
         threads: decoding threads; 1 suits DataLoader workers (and was the quickest on clips of seconds), 0 is one per
             core.
@@ -58,7 +61,28 @@ def open_video(path: str | os.PathLike[str], decoder: str = "pyav", *, threads: 
     opener = DECODERS.get(decoder)
     if threads < 0:
         raise ValueError(f"threads must be 0 (one per core) or more, got {threads}")
-    return open_folder(path) if os.path.isdir(path) else opener(path, threads)
+    if is_shard_path(path):
+        found = open_shard(str(path))
+        return found if isinstance(found, Clip) else _open_fetched(path, *found, opener, threads)
+    if is_dir(path):
+        return open_folder(path)
+    return _open_fetched(path, read_bytes(path), str(path), opener, threads) if is_url(path) else opener(path, threads)
+
+
+def _open_fetched(path: str | os.PathLike[str], data: bytes, name: str, opener: Decoder, threads: int) -> Clip:
+    """A video whose bytes are in memory. Decoders read local files: it becomes one, which goes when the clip goes."""
+    file = as_local_file(data, name)
+    try:
+        clip = opener(file, threads)
+    except MediaError as error:
+        file.unlink()
+        raise MediaError(path, error.decoder, error.reason) from error
+    except BaseException:
+        file.unlink()
+        raise
+    clip.source = str(path)
+    delete_with(clip, file)
+    return clip
 
 
 @DECODERS.register("pyav")

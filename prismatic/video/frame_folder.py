@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from prismatic.video.clip import Clip, MediaError
 from prismatic.video.images import IMAGE_EXTENSIONS, image_size, read_image
+from prismatic.video.storage import join, list_names, read_bytes
 
 DECODER = "frame-folder"
 MANIFEST = "manifest.json"
@@ -21,20 +23,20 @@ UNKNOWN_FPS = 1.0
 """Frames per second of pictures that nothing is known about: their timestamps are then their numbers."""
 
 
-class ImageListClip(Clip):
-    """Frames from image files, decoded when asked for.
+class PictureClip(Clip):
+    """Frames that are pictures of their own, decoded when asked for.
 
     All frames come back in the size of the first picture. One of another size is scaled to fit inside and centred on
     black, so that its proportions stay.
     """
 
-    def __init__(self, source: object, paths: Sequence[Path], *, timestamps: np.ndarray, fps: float) -> None:
-        super().__init__(source, DECODER, timestamps=timestamps, fps=fps, size=image_size(paths[0]))
-        self.paths = tuple(paths)
+    @abstractmethod
+    def _picture(self, index: int) -> np.ndarray:
+        """One picture, uint8 [H, W, 3], in its own size."""
 
     def _read(self, indices: list[int]) -> Iterator[np.ndarray]:
         for index in indices:
-            yield self._fit(read_image(self.paths[index])[0])
+            yield self._fit(self._picture(index))
 
     def _fit(self, frame: np.ndarray) -> np.ndarray:
         height, width = frame.shape[:2]
@@ -49,6 +51,17 @@ class ImageListClip(Clip):
         return canvas
 
 
+class ImageListClip(PictureClip):
+    """Frames from image files, local or by URL."""
+
+    def __init__(self, source: object, paths: Sequence[str], *, timestamps: np.ndarray, fps: float) -> None:
+        super().__init__(source, DECODER, timestamps=timestamps, fps=fps, size=image_size(paths[0]))
+        self.paths = tuple(paths)
+
+    def _picture(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index])[0]
+
+
 def open_frames(paths: Sequence[str | os.PathLike[str]]) -> Clip:
     """A list of image files as one clip, in the order given; its timestamps are 0, 1, 2, ... seconds.
 
@@ -57,7 +70,7 @@ def open_frames(paths: Sequence[str | os.PathLike[str]]) -> Clip:
     if not paths:
         raise MediaError("list of frames", DECODER, "the list is empty")
     timestamps = np.arange(len(paths), dtype=np.float64) / UNKNOWN_FPS
-    return ImageListClip(paths[0], [Path(path) for path in paths], timestamps=timestamps, fps=UNKNOWN_FPS)
+    return ImageListClip(paths[0], [os.fspath(path) for path in paths], timestamps=timestamps, fps=UNKNOWN_FPS)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Clip:
@@ -67,9 +80,8 @@ def open_folder(path: str | os.PathLike[str]) -> Clip:
     per second these are; timestamps then are those frames' times in the source. Files of other kinds and hidden files
     are left out. Raises MediaError when there is no image, or the manifest does not fit the folder.
     """
-    folder = Path(path)
     try:
-        names = os.listdir(folder)
+        names = list_names(path)
     except OSError as error:
         raise MediaError(path, DECODER, f"the folder cannot be listed ({error.strerror})") from error
     frames = [n for n in names if Path(n).suffix.lower() in IMAGE_EXTENSIONS and not n.startswith(".")]
@@ -80,8 +92,8 @@ def open_folder(path: str | os.PathLike[str]) -> Clip:
     fps = UNKNOWN_FPS
     timestamps = np.arange(len(frames), dtype=np.float64) / fps
     if MANIFEST in names:
-        timestamps, fps = _read_manifest(folder, len(frames))
-    return ImageListClip(path, [folder / name for name in frames], timestamps=timestamps, fps=fps)
+        timestamps, fps = _read_manifest(path, len(frames))
+    return ImageListClip(path, [join(path, name) for name in frames], timestamps=timestamps, fps=fps)
 
 
 def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -89,28 +101,35 @@ def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
-def _read_manifest(folder: Path, num_images: int) -> tuple[np.ndarray, float]:
-    """Timestamps [num_images] in seconds and the mean rate of the frames that are there."""
+def _read_manifest(folder: str | os.PathLike[str], num_images: int) -> tuple[np.ndarray, float]:
     try:
-        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = json.loads(read_bytes(join(folder, MANIFEST)))
     except (OSError, ValueError) as error:
         raise MediaError(folder, DECODER, f"{MANIFEST} cannot be read ({error})") from error
+    return frame_times(manifest, num_images, folder)
+
+
+def frame_times(manifest: Any, num_images: int, source: object) -> tuple[np.ndarray, float]:
+    """Timestamps float64 [num_images] in seconds, and the mean rate of the frames that are there, by a manifest.
+
+    Raises MediaError when the manifest is none, or is not that of `num_images` frames.
+    """
     if not isinstance(manifest, dict):
-        raise MediaError(folder, DECODER, f"{MANIFEST} must be an object with 'indices', 'num_frames' and 'fps'")
+        raise MediaError(source, DECODER, f"{MANIFEST} must be an object with 'indices', 'num_frames' and 'fps'")
     indices, total = manifest.get("indices"), manifest.get("num_frames")
     rate = manifest.get("fps") or UNKNOWN_FPS
     whole = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
     if not whole or not isinstance(rate, int | float) or rate <= 0:
-        raise MediaError(folder, DECODER, f"{MANIFEST}: 'indices' must be a list of whole numbers, 'fps' above 0")
-    if len(indices) != num_images:
+        raise MediaError(source, DECODER, f"{MANIFEST}: 'indices' must be a list of whole numbers, 'fps' above 0")
+    if len(indices) != num_images or not indices:
         raise MediaError(
-            folder,
+            source,
             DECODER,
             f"{MANIFEST} lists {len(indices)} frames, the folder has {num_images} images; extract it again",
         )
     steps = np.diff(indices)
     if indices[0] < 0 or (steps < 0).any() or (isinstance(total, int) and indices[-1] >= total):
-        raise MediaError(folder, DECODER, f"{MANIFEST}: 'indices' must ascend from 0 or more and stay below {total}")
+        raise MediaError(source, DECODER, f"{MANIFEST}: 'indices' must ascend from 0 or more and stay below {total}")
     timestamps = np.asarray(indices, np.float64) / float(rate)
     span = timestamps[-1] - timestamps[0]
     return timestamps, (len(indices) - 1) / span if span > 0 else float(rate)

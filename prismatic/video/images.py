@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from prismatic.video.clip import MediaError, check_size
+from prismatic.video.storage import is_url, read_bytes
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 """Extensions that count as frames in a folder. Any file that Pillow reads can be opened by its own path."""
@@ -32,30 +36,35 @@ _BAD_IMAGE = (
 )
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height as shown (EXIF orientation counted), from the header alone. Raises MediaError."""
-    try:
-        with Image.open(path) as image:
-            check_size(path, DECODER, *image.size)
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: the orientation tag
-            return (image.height, image.width) if turned else image.size
-    except MediaError:
-        raise
-    except _BAD_IMAGE as error:
-        raise _unreadable(path, error) from error
+def image_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple[int, int]:
+    """Width and height as shown (EXIF orientation counted), from the header alone. Raises MediaError.
+
+    data: the file's bytes, where `path` is only a name for them.
+    """
+    with _opened(path, data) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: the orientation tag
+        return (image.height, image.width) if turned else image.size
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """One picture as uint8 [1, H, W, 3] RGB: a clip of one frame.
+def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.ndarray:
+    """One picture as uint8 [1, H, W, 3] RGB: a clip of one frame. path: a file, or a URL that fsspec understands.
 
     EXIF orientation is applied; transparency is dropped, as the published checkpoints were trained; of an animation the
-    first picture is taken; 16-bit grey is scaled to 8. Raises MediaError for a file that is missing, no image, damaged,
-    or larger than MAX_PIXELS.
+    first picture is taken; 16-bit grey is scaled to 8. data: the file's bytes, where `path` is only a name for them.
+    Raises MediaError for a file that is missing, no image, damaged, or larger than MAX_PIXELS.
     """
+    with _opened(path, data) as image:
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))[None]
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], data: bytes | None) -> Iterator[Image.Image]:
+    if data is None and is_url(path):
+        data = read_bytes(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
             check_size(path, DECODER, *image.size)
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))[None]
+            yield image
     except MediaError:
         raise
     except _BAD_IMAGE as error:

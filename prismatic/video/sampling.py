@@ -120,6 +120,7 @@ def at_rate(rate: float) -> Sampler:
         # A hair later than the moment: 0.1 * 3 must still be found in a list of times that were divided.
         return np.unique(np.searchsorted(seconds, moments + 1e-6, side="right") - 1).astype(np.int64)
 
+    pick.__doc__ = f"{rate:g} frame(s) a second from the first on, at most `count`, then evenly over the clip."
     return pick
 
 

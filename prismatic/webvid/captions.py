@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prismatic.webvid.files import read_rows, read_text
+from prismatic.webvid.files import iter_lines, read_rows
 
 ID_COLUMNS = ("videoid", "video_id", "id")
 PATH_COLUMNS = ("path", "video", "file", "filename", "file_name", "video_path")
@@ -38,12 +38,16 @@ class Caption:
     text: str
 
 
-def read_captions(path: Path, columns: Columns) -> list[Caption]:
-    """All rows of the table in its order. Raises ValueError naming the file, the line and the flag to use."""
+def read_captions(path: Path, columns: Columns) -> Iterator[Caption]:
+    """The rows of the table in its order, read as they are asked for (a .json is read whole).
+
+    Raises ValueError naming the file, the line and the flag to use.
+    """
     rows = _table(path)
-    if not rows:
-        return []
-    have = list(rows[0])
+    first = next(rows, None)
+    if first is None:
+        return
+    have = list(first)
     id_column = _pick(have, columns.id, ID_COLUMNS, "--id_column", path)
     path_column = _pick(have, columns.path, PATH_COLUMNS, "--path_column", path)
     caption_column = _pick(have, columns.caption, CAPTION_COLUMNS, "--caption_column", path)
@@ -56,50 +60,60 @@ def read_captions(path: Path, columns: Columns) -> list[Caption]:
         raise ValueError(
             f"--captions {path}: none of the columns {have} is known to hold captions; name it with --caption_column"
         )
-    captions = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(chain([first], rows), start=1):
         file = _text(row, path_column)
         video_id = _text(row, id_column) or Path(file).stem
         if not video_id:
             raise ValueError(f"--captions {path}: row {number} has neither an id nor a file")
         page = _text(row, "page_dir")
         stem = f"{page}/{video_id}" if page else video_id
-        captions.append(Caption(video_id, file, stem, " ".join(_text(row, caption_column).split())))
-    return captions
+        yield Caption(video_id, file, stem, " ".join(_text(row, caption_column).split()))
 
 
-def _table(path: Path) -> Sequence[Mapping[str, Any]]:
+def _table(path: Path) -> Iterator[Mapping[str, Any]]:
     suffix = path.suffix.lower()
-    if suffix in (".json", ".jsonl"):
-        return read_rows(path, "--captions")
+    if not path.is_file():
+        raise ValueError(f"--captions {path}: no such file")
+    if suffix == ".json":
+        return iter(read_rows(path, "--captions"))
+    if suffix == ".jsonl":
+        return iter_lines(path, "--captions")
     if suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        if not path.is_file():
-            raise ValueError(f"--captions {path}: no such file")
-        try:
-            return list(pyarrow.parquet.read_table(path).to_pylist())
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"--captions {path}: not a Parquet file ({error})") from error
+        return _parquet_rows(path)
     if suffix in (".csv", ".tsv"):
-        return list(_csv_rows(path, "\t" if suffix == ".tsv" else ","))
+        return _csv_rows(path, "\t" if suffix == ".tsv" else ",")
     raise ValueError(f"--captions {path}: expected .csv, .tsv, .json, .jsonl or .parquet")
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for group in file.iter_batches():
+                yield from group.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"--captions {path}: not a Parquet file ({error})") from error
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(io.StringIO(read_text(path, "--captions"), newline=""), delimiter=delimiter)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"--captions {path}, line {reader.line_num}: {len(reader.fieldnames or [])} columns expected; a "
-                    "caption with a comma needs quotes around it"
-                )
-            yield row
-    except csv.Error as error:
-        raise ValueError(f"--captions {path}, line {reader.line_num}: {error}") from error
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    expected = len(reader.fieldnames or [])
+                    raise ValueError(
+                        f"--captions {path}, line {reader.line_num}: {expected} columns expected; a caption with a "
+                        "comma needs quotes around it"
+                    )
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"--captions {path}, line {reader.line_num}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--captions {path}: not UTF-8 text ({error})") from error
 
 
 def _pick(have: list[str], asked: str | None, known: Sequence[str], flag: str, path: Path) -> str | None:

@@ -1,29 +1,28 @@
 """`webvid.py catalog`: videos and captions -> one Parquet row a video, with the facts of its container.
 
-Owns how captions and files find each other, and the status of each row. Which files are sound is asked of
-`prismatic.video`, which reads the container and decodes nothing.
+Owns the status of each row and the file. Captions and files find each other in `entries.py`; which files are sound is
+asked of `prismatic.video`, which reads the container and decodes a single frame.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from prismatic.conf.webvid import CatalogConfig
-from prismatic.video.decode import is_video
-from prismatic.webvid.captions import Caption, Columns, read_captions
+from prismatic.webvid.captions import Columns, read_captions
+from prismatic.webvid.engine import ENGINES, Workers, cut
+from prismatic.webvid.entries import Entries, Entry
 from prismatic.webvid.files import whole_file
-from prismatic.webvid.probe import Facts, probe_all
-
-log = logging.getLogger(__name__)
+from prismatic.webvid.probe import Facts, ProbeStore, probe_all
 
 OK = "ok"
 MISSING = "missing"
@@ -42,139 +41,114 @@ SCHEMA = pyarrow.schema(
     ]
 )
 _VIDEOS_KEY = b"prismatic.videos"
+BROKEN_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A row before its file is opened. path: relative, with forward slashes; empty when there is no such file."""
-
-    id: str
-    path: str
-    caption: str
+ROWS_AT_A_TIME = 65536  # a row group of the file
 
 
 def catalog(cfg: CatalogConfig) -> str:
     """Write cfg.output and return a summary. Raises ValueError for a folder or table that cannot be used."""
     cfg.validate()
+    ENGINES.get(cfg.engine)
     if not cfg.videos.is_dir():
         raise ValueError(f"--videos {cfg.videos}: no such folder")
-    files = FileIndex(cfg.videos)
-    if cfg.captions is None:
-        entries = list(_with_caption_files(cfg.videos, files))
-    else:
-        columns = Columns(cfg.id_column, cfg.path_column, cfg.caption_column)
-        entries = list(_match(read_captions(cfg.captions, columns), files))
-    if not entries:
-        raise ValueError(f"--videos {cfg.videos}: no video and no caption found")
-    paths = [entry.path for entry in entries if entry.path]
-    journal = cfg.output.with_name(cfg.output.name + ".probed.jsonl")
-    facts, opened = probe_all(cfg.videos, paths, journal, cfg.num_workers)
-    statuses = list(_statuses(entries, facts))
-    _write(cfg, entries, facts, statuses)
-    counts = Counter(status.split(":")[0].split(" of ")[0] for status in statuses)
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    broken = [f"  {e.path or e.id}: {s}" for e, s in zip(entries, statuses, strict=True) if s.startswith("broken")]
-    more = [f"  ... and {len(broken) - 10} more"] if len(broken) > 10 else []
-    head = f"{cfg.output}: {len(entries)} rows: {told}; {opened} files opened, {len(facts) - opened} known from before"
-    return "\n".join([head, *broken[:10], *more])
-
-
-class FileIndex:
-    """The video files below a folder, found by relative path, by page_dir/videoid, or by videoid."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.paths: dict[str, None] = dict.fromkeys(sorted(_walk(root)))
-        self._by_stem: dict[str, str] = {}
-        for path in self.paths:
-            place = PurePosixPath(path)
-            self._by_stem.setdefault(place.stem, path)
-            if len(place.parts) > 1:
-                self._by_stem.setdefault(f"{place.parts[-2]}/{place.stem}", path)
-
-    def find(self, caption: Caption) -> str:
-        """Relative path of a caption's file, or "" when there is none."""
-        if caption.file:
-            file = Path(os.path.normpath(caption.file))
-            if file.is_absolute() and file.is_relative_to(self.root.resolve()):
-                file = file.relative_to(self.root.resolve())
-            return file.as_posix() if file.as_posix() in self.paths else ""
-        return self._by_stem.get(caption.stem, "")
-
-
-def _walk(root: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        relative = Path(folder).relative_to(root)
-        # A folder named like a video is listed, so that the catalog says what is wrong with it.
-        named = [name for name in folders if is_video(name)]
-        folders[:] = sorted(set(folders) - set(named))
-        for name in [*files, *named]:
-            if is_video(name) and not name.startswith("."):
-                yield (relative / name).as_posix()
-
-
-def _match(captions: list[Caption], files: FileIndex) -> Iterator[Entry]:
-    """Captions in their order, then the files that no caption names."""
-    used: set[str] = set()
-    ids: set[str] = set()
-    for caption in captions:
-        path = files.find(caption)
-        used.add(path)
-        ids.add(caption.id)
-        yield Entry(caption.id, path, caption.text)
-    yield from (Entry(_free_id(path, ids), path, "") for path in files.paths if path not in used)
-
-
-def _with_caption_files(root: Path, files: FileIndex) -> Iterator[Entry]:
-    """Every file, with the text of the .txt file beside it."""
-    ids: set[str] = set()
-    for path in files.paths:
-        beside = (root / path).with_suffix(".txt")
-        text = beside.read_text(encoding="utf-8", errors="replace") if beside.is_file() else ""
-        yield Entry(_free_id(path, ids), path, " ".join(text.split()))
-
-
-def _free_id(path: str, ids: set[str]) -> str:
-    """The file's name as its id, with its folders where another row has that name; the id is then taken."""
-    place = PurePosixPath(path)
-    found = next((i for i in (place.stem, place.with_suffix("").as_posix()) if i not in ids), path)
-    ids.add(found)
-    return found
-
-
-def _statuses(entries: list[Entry], facts: dict[str, Facts]) -> Iterator[str]:
-    """A duplicate has the id or the file's content of an earlier row that is ok, and points to it."""
-    ids: dict[str, None] = {}
-    contents: dict[str, str] = {}
-    for entry in entries:
-        known = facts.get(entry.path)
-        if known is None:
-            yield MISSING
-        elif known.error:
-            yield f"broken: {known.error}"
-        elif not entry.caption:
-            yield NO_CAPTION
-        elif entry.id in ids:
-            yield f"duplicate of {entry.id}"
-        elif known.fingerprint in contents:
-            yield f"duplicate of {contents[known.fingerprint]}"
+    workers = Workers(cfg.num_workers, cfg.timeout, cfg.address)
+    with ProbeStore(cfg.output.with_name(cfg.output.name + ".probed.sqlite")) as store:
+        entries = Entries(store.database, cfg.videos)
+        if cfg.captions is None:
+            entries.add_files()
         else:
-            ids[entry.id] = None
-            contents[known.fingerprint] = entry.id
-            yield OK
+            columns = Columns(cfg.id_column, cfg.path_column, cfg.caption_column)
+            entries.add_captions(read_captions(cfg.captions, columns))
+        if not len(entries):
+            raise ValueError(f"--videos {cfg.videos}: no video and no caption found")
+        opened, known = probe_all(cfg.videos, entries.paths(), entries.num_paths(), store, cfg.engine, workers)
+        counts, broken = _write(cfg, entries, store)
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    more = [f"  ... and {counts['broken'] - len(broken)} more"] if counts["broken"] > len(broken) else []
+    head = f"{cfg.output}: {counts.total()} rows: {told}; {opened} files opened, {known} known from before"
+    return "\n".join([head, *broken, *more])
 
 
-def _write(cfg: CatalogConfig, entries: list[Entry], facts: dict[str, Facts], statuses: list[str]) -> None:
-    rows: list[dict[str, Any]] = []
-    for entry, status in zip(entries, statuses, strict=True):
-        known = facts.get(entry.path)
-        shown = known.as_columns() if known is not None and not known.error else {}
-        rows.append({"id": entry.id, "path": entry.path, "caption": entry.caption, "status": status, **shown})
-    # Relative to the catalog: both can move together.
-    videos = Path(os.path.relpath(cfg.videos.resolve(), cfg.output.parent.resolve())).as_posix()
-    table = pyarrow.Table.from_pylist(rows, schema=SCHEMA.with_metadata({_VIDEOS_KEY: videos.encode()}))
-    with whole_file(cfg.output, "wb") as file:
-        pyarrow.parquet.write_table(table, file)
+class Statuses:
+    """The status of each row in turn. A duplicate has the id or the file's content of an earlier row that is ok, and
+    points to it.
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        database.execute("CREATE TEMP TABLE taken (name TEXT PRIMARY KEY, id TEXT) WITHOUT ROWID")
+
+    def of(self, entry: Entry, facts: Facts | None) -> str:
+        """See SCHEMA for what it may be."""
+        if facts is None:
+            return MISSING
+        if facts.error:
+            return f"broken: {facts.error}"
+        if not entry.caption:
+            return NO_CAPTION
+        for name in (f"id {entry.id}", f"content {facts.fingerprint}"):
+            row = self._database.execute("SELECT id FROM taken WHERE name = ?", (name,)).fetchone()
+            if row:
+                return f"duplicate of {row[0]}"
+        names = [(f"id {entry.id}", entry.id), (f"content {facts.fingerprint}", entry.id)]
+        self._database.executemany("INSERT INTO taken VALUES (?, ?)", names)
+        return OK
+
+
+def _write(cfg: CatalogConfig, entries: Entries, store: ProbeStore) -> tuple[Counter[str], list[str]]:
+    """Write the catalog group by group; returns the number of rows of each kind and the first broken ones."""
+    schema = with_videos_folder(SCHEMA, cfg.videos, cfg.output.parent)
+    statuses = Statuses(store.database)
+    counts: Counter[str] = Counter()
+    broken: list[str] = []
+    with whole_file(cfg.output, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for group in cut(entries, ROWS_AT_A_TIME):
+            rows: list[dict[str, Any]] = []
+            for entry in group:
+                facts = store.get(entry.path) if entry.path else None
+                status = statuses.of(entry, facts)
+                shown = facts.as_columns() if facts is not None and not facts.error else {}
+                rows.append({"id": entry.id, "path": entry.path, "caption": entry.caption, "status": status, **shown})
+                counts[status.split(":")[0].split(" of ")[0]] += 1
+                if status.startswith("broken") and len(broken) < BROKEN_SHOWN:
+                    broken.append(f"  {entry.path or entry.id}: {status}")
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+    return counts, broken
+
+
+def with_videos_folder(schema: pyarrow.Schema, videos: Path, folder: Path) -> pyarrow.Schema:
+    """The schema of a catalog in `folder` that says where its videos are: relative to it, so that both can move."""
+    relative = Path(os.path.relpath(videos.resolve(), folder.resolve())).as_posix()
+    return schema.with_metadata({_VIDEOS_KEY: relative.encode()})
+
+
+def usable_rows(path: Path) -> Iterator[Entry]:
+    """Rows whose status is ok, in order, group by group from the disk. Raises ValueError when `path` is no catalog."""
+    try:
+        with pyarrow.parquet.ParquetFile(_existing(path)) as file:
+            for group in file.iter_batches(ROWS_AT_A_TIME, columns=["id", "path", "caption", "status"]):
+                for row in group.to_pylist():
+                    if row["status"] == OK:
+                        yield Entry(row["id"], row["path"], row["caption"])
+    except (pyarrow.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
+
+
+def videos_folder(path: Path) -> Path:
+    """The folder that the paths of a catalog are relative to. Raises ValueError when `path` is no catalog."""
+    try:
+        metadata = pyarrow.parquet.read_schema(_existing(path)).metadata or {}
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
+    return path.parent / metadata.get(_VIDEOS_KEY, b".").decode()
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"--catalog {path}: no such file; `webvid.py catalog --output {path}` makes one")
+    return path
 
 
 @dataclass(frozen=True)
@@ -194,10 +168,8 @@ class Catalog:
 
 def read_catalog(path: Path) -> Catalog:
     """Raises ValueError when `path` is no catalog."""
-    if not path.is_file():
-        raise ValueError(f"--catalog {path}: no such file; `webvid.py catalog --output {path}` makes one")
     try:
-        table = pyarrow.parquet.read_table(path, columns=["id", "path", "caption", "status"])
+        table = pyarrow.parquet.read_table(_existing(path), columns=["id", "path", "caption", "status"])
     except (pyarrow.ArrowInvalid, KeyError) as error:
         raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
     if table.column_names != ["id", "path", "caption", "status"]:

@@ -55,6 +55,21 @@ def read_rows(path: Path, flag: str) -> list[dict[str, Any]]:
     return rows
 
 
+def iter_lines(path: Path, flag: str) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, one at a time. Raises ValueError naming file, line and `flag`."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                row = _decode(line, f"{flag} {path}, line {number}")
+                if not isinstance(row, dict):
+                    raise ValueError(f"{flag} {path}, line {number}: expected a JSON object")
+                yield row
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{flag} {path}: not UTF-8 text ({error})") from error
+
+
 def read_text(path: Path, flag: str) -> str:
     """The text of a UTF-8 file. Raises ValueError naming `flag` when there is none."""
     if not path.is_file():

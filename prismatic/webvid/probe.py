@@ -1,25 +1,23 @@
-"""Facts of video files from their containers, kept in a journal so that a second run opens only what is new."""
+"""Facts of video files from their containers, kept in a database so that a second run opens only what is new."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from prismatic.video.decode import MediaError, open_video
-
-log = logging.getLogger(__name__)
+from prismatic.webvid.engine import ENGINES, Workers, cut
+from prismatic.webvid.pool import Failure
 
 HASHED_BYTES = 1 << 16  # of each end of the file; with its size they tell two files apart
-WRITE_EVERY = 64  # files between two writes of the journal: no more work than this is lost by a kill
+BATCH = 128  # files between two commits: no more work than this for each machine is lost by a kill
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,26 @@ class Facts:
     def as_columns(self) -> dict[str, Any]:
         """The catalog's columns."""
         return {name: getattr(self, name) for name in ("duration", "num_frames", "fps", "width", "height")}
+
+
+NAMES = tuple(field.name for field in fields(Facts))
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The job of opening files below `root`, for an engine."""
+
+    root: str
+
+    def read(self, relative: str) -> Facts:
+        """Open one file; it gives no Failure of its own, what is wrong with the file is in Facts.error."""
+        return probe(Path(self.root), relative)
+
+    def finish(self, batch: Sequence[str], read: Iterator[Facts | Failure]) -> list[Facts]:
+        """Facts of each; of a file that a process hung or died on, too."""
+        return [
+            _failed(Path(self.root) / p, f) if isinstance(f, Failure) else f for p, f in zip(batch, read, strict=True)
+        ]
 
 
 def probe(root: Path, relative: str) -> Facts:
@@ -66,34 +84,77 @@ def probe(root: Path, relative: str) -> Facts:
         return Facts(stat.st_size, stat.st_mtime_ns, error=error.strerror or str(error))
 
 
-def probe_all(root: Path, paths: Sequence[str], journal: Path, num_workers: int) -> tuple[dict[str, Facts], int]:
-    """({relative path: facts}, how many files were opened now). Files whose size and time the journal knows are not."""
-    known = _read_journal(journal)
-    wanted = list(dict.fromkeys(paths))
-    facts = {path: known[path] for path in wanted if path in known and _unchanged(root / path, known[path])}
-    todo = [path for path in wanted if path not in facts]
-    if not todo:
-        return facts, 0
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = journal.is_file() and journal.read_bytes()[-1:] not in (b"", b"\n")
-    with journal.open("a", encoding="utf-8") as file, tqdm(total=len(todo), unit="file", desc="catalog") as bar:
-        file.write("\n" if cut_off else "")
-        for batch in _probed(root, todo, num_workers):
-            file.writelines(json.dumps({"path": path, **asdict(found)}) + "\n" for path, found in batch)
-            file.flush()
-            facts.update(batch)
-            bar.update(len(batch))
-    return facts, len(todo)
+def _failed(path: Path, failure: Failure) -> Facts:
+    try:
+        stat = path.stat()
+    except OSError:
+        return Facts(-1, 0, error=failure.reason)
+    return Facts(stat.st_size, stat.st_mtime_ns, error=failure.reason)
 
 
-def _probed(root: Path, todo: Sequence[str], num_workers: int) -> Iterator[list[tuple[str, Facts]]]:
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="probe") as pool:
+class ProbeStore:
+    """What earlier runs know of files, in a SQLite file: a table `probed`, one row a path. Use as a context manager."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            for start in range(0, len(todo), WRITE_EVERY):
-                batch = todo[start : start + WRITE_EVERY]
-                yield list(zip(batch, pool.map(lambda path: probe(root, path), batch), strict=True))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            self.database = sqlite3.connect(file)
+            self.database.execute("PRAGMA journal_mode = WAL")  # survives a kill at any moment
+            self.database.execute(
+                "CREATE TABLE IF NOT EXISTS probed (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, fingerprint "
+                "TEXT, duration REAL, num_frames INTEGER, fps REAL, width INTEGER, height INTEGER, error TEXT) "
+                "WITHOUT ROWID"
+            )
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{file} cannot be used ({error}); delete it to open all videos anew") from error
+
+    def __enter__(self) -> ProbeStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.database.close()
+
+    def get(self, path: str) -> Facts | None:
+        """What is known of a path, whether or not the file has changed since."""
+        row = self.database.execute(f"SELECT {', '.join(NAMES)} FROM probed WHERE path = ?", (path,)).fetchone()
+        return Facts(*row) if row else None
+
+    def put(self, found: Iterable[tuple[str, Facts]]) -> None:
+        """Write down, all or nothing."""
+        marks = ", ".join("?" * (len(NAMES) + 1))
+        with self.database:
+            self.database.executemany(
+                f"INSERT OR REPLACE INTO probed (path, {', '.join(NAMES)}) VALUES ({marks})",
+                ((path, *astuple(facts)) for path, facts in found),
+            )
+
+
+def probe_all(
+    root: Path, paths: Iterable[str], total: int, store: ProbeStore, engine: str, workers: Workers
+) -> tuple[int, int]:
+    """Open the files that the store does not know as they are now. Returns (files opened, files known from before).
+
+    paths: relative, each once; `total` of them.
+    """
+    known = 0
+    job = Probing(str(root))
+    with tqdm(total=total, unit="file", desc="catalog") as bar:
+
+        def unknown() -> Iterator[str]:
+            nonlocal known
+            for path in paths:
+                if _unchanged(root / path, store.get(path)):
+                    known += 1
+                    bar.update()
+                else:
+                    yield path
+
+        opened = 0
+        for batch, found in ENGINES.get(engine)(job, cut(unknown(), BATCH), workers):
+            store.put(zip(batch, found, strict=True))
+            opened += len(batch)
+            bar.update(len(batch))
+    return opened, known
 
 
 def _fingerprint(path: Path, size: int) -> str:
@@ -106,25 +167,11 @@ def _fingerprint(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def _unchanged(path: Path, facts: Facts) -> bool:
+def _unchanged(path: Path, facts: Facts | None) -> bool:
+    if facts is None:
+        return False
     try:
         stat = path.stat()
     except OSError:
         return False
     return (stat.st_size, stat.st_mtime_ns) == (facts.size, facts.mtime_ns)
-
-
-def _read_journal(journal: Path) -> dict[str, Facts]:
-    """Later lines win. Lines that cannot be read (the run was killed while writing one) are left out."""
-    known: dict[str, Facts] = {}
-    if journal.is_file():
-        for number, line in enumerate(journal.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-            if not line:
-                continue
-            try:
-                row = json.loads(line)
-                path = row.pop("path")
-                known[path] = Facts(**row)
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-                log.warning("%s, line %d cannot be read; that file is opened again", journal, number)
-    return known

@@ -16,9 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from prismatic.conf.webvid import WeaveConfig
+from prismatic.data.weave import Shown, split_frames
 from prismatic.webvid.catalog import Catalog, read_catalog
+from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import epoch_path, read_rows, read_text, write_rows
 from prismatic.webvid.forms import FORMS
+from prismatic.webvid.shard_rows import is_shard_folder, shard_rows
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -43,6 +46,7 @@ def weave(cfg: WeaveConfig) -> str:
     files = cfg.clusters if isinstance(cfg.clusters, list) else [cfg.clusters]
     found = read_catalog(cfg.catalog)
     rows_of = found.usable()
+    durations = read_durations(cfg.catalog)
     clusterings = [read_clusters(file, rows_of, cfg.catalog) for file in files]
     lines = []
     for epoch in range(cfg.epochs):
@@ -51,23 +55,10 @@ def weave(cfg: WeaveConfig) -> str:
         for size in sizes:
             split_frames(cfg.total_frames, size)
         output = epoch_path(cfg.output, epoch, cfg.epochs)
-        count = write_rows(output, _examples(cfg, found, rows_of, clusters, epoch))
+        count = write_rows(output, _examples(cfg, found, rows_of, durations, clusters, epoch))
         budgets = "; ".join(f"{size} videos of {_told(split_frames(cfg.total_frames, size))} frames" for size in sizes)
         lines.append(f"{output}: {count} examples ({cfg.form}), {cfg.total_frames} frames each: {budgets}")
     return "\n".join(lines)
-
-
-def split_frames(total: int, videos: int) -> list[int]:
-    """Frames of each of `videos` videos, `total` together; where they do not divide, the first ones get one more.
-
-    Raises ValueError when a video would get none.
-    """
-    if total < videos:
-        raise ValueError(
-            f"--total_frames {total} leaves a video without a frame in clusters of {videos}; pass --total_frames "
-            f"{videos} or more"
-        )
-    return [total // videos + (i < total % videos) for i in range(videos)]
 
 
 def read_clusters(path: Path, rows_of: dict[str, int], catalog: Path) -> list[list[str]]:
@@ -92,7 +83,12 @@ def read_clusters(path: Path, rows_of: dict[str, int], catalog: Path) -> list[li
 
 
 def _examples(
-    cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int], clusters: list[list[str]], epoch: int
+    cfg: WeaveConfig,
+    found: Catalog,
+    rows_of: dict[str, int],
+    durations: list[float | None],
+    clusters: list[list[str]],
+    epoch: int,
 ) -> Iterator[dict[str, Any]]:
     """Rows of one epoch: clusters in a drawn order, each with its videos in a drawn order."""
     form = FORMS.get(cfg.form)
@@ -101,8 +97,11 @@ def _examples(
     for place in tqdm(rng.permutation(len(clusters)).tolist(), unit="example", desc=f"weave epoch {epoch}"):
         ids = clusters[place]
         ids = [ids[i] for i in rng.permutation(len(ids)).tolist()]
-        question, answer = form([found.captions[rows_of[i]] for i in ids], cfg.prompt, rng)
-        columns, placeholders = media(ids, split_frames(cfg.total_frames, len(ids)))
+        frames = split_frames(cfg.total_frames, len(ids))
+        rows = [rows_of[i] for i in ids]
+        shown = [Shown(found.captions[r], n, durations[r]) for r, n in zip(rows, frames, strict=True)]
+        question, answer = form(shown, cfg.prompt, rng)
+        columns, placeholders = media(ids, frames)
         yield {
             "id": ", ".join(ids),
             **columns,
@@ -130,6 +129,8 @@ def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> Me
 
 def _frame_rows(cfg: WeaveConfig) -> MediaColumns:
     assert cfg.frames is not None
+    if is_shard_folder(cfg.frames):
+        return shard_rows(cfg.frames, _below(cfg.frames, cfg.media_root or cfg.frames, "--frames"))
     root = cfg.frames
     prefix = _below(root, cfg.media_root or root, "--frames")
 

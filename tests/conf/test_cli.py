@@ -94,6 +94,13 @@ def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "error: the reason\n"
 
 
+def test_error_line_is_kept_for_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cli.ERROR_FILE_VARIABLE, str(tmp_path / "errors"))
+    with pytest.raises(SystemExit):
+        cli.run(lambda: int("x"))
+    assert (tmp_path / "errors").read_text().startswith("error: invalid literal")
+
+
 def test_our_own_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 // 0)

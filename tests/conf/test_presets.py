@@ -5,7 +5,7 @@ from __future__ import annotations
 import draccus
 import pytest
 
-from prismatic.conf.models import ModelConfig
+from prismatic.conf.models import NATIVE_MODEL_ID, ModelConfig
 from prismatic.conf.presets import PRESETS
 
 FAMILIES = {
@@ -21,7 +21,7 @@ IDS = [row[0] for row in PRESETS]
 
 
 def test_sixty_four_older_presets_and_ours() -> None:
-    assert len(IDS) == len(set(IDS)) == 65
+    assert len(IDS) == len(set(IDS)) == 66
     assert set(IDS) == set(ModelConfig.get_known_choices())
 
 
@@ -40,19 +40,86 @@ def test_preset_is_what_its_id_says(model_id: str) -> None:
             assert size in cfg.llm_backbone_id
     if "224px" in model_id:
         assert "336" not in cfg.vision_backbone_id and "384" not in cfg.vision_backbone_id
+    if model_id == NATIVE_MODEL_ID:
+        cfg.model_path = "some/model"
     cfg.validate("finetune", world_size=1)
     assert draccus.decode(ModelConfig, draccus.encode(cfg, ModelConfig)) == cfg
 
 
+# Published runs that share a composition: they differ in data, in schedule, or in the stage that they are trained with.
+SHARED = [
+    {"reproduction-llava-v15+7b", "full-ft-multi-stage+7b"},
+    {
+        *("one-stage+7b", "full-ft-one-stage+7b", "vicuna-no-cotraining+7b", "train-1.25-epochs+7b"),
+        *("train-1.5-epochs+7b", "train-2-epochs+7b", "train-3-epochs+7b"),
+        *("llava-lvis4v+7b", "llava-lrv+7b", "llava-lvis4v-lrv+7b"),
+    },
+    {"llama2+7b", "llama2-no-cotraining+7b"},
+    *({f"prism-{v}-controlled+{n}", f"prism-{v}+{n}"} for v in ("clip", "siglip", "dinosiglip") for n in ("7b", "13b")),
+    {"prism-dinosiglip-224px-controlled+7b", "prism-dinosiglip-224px+7b"},
+]
+
+
 def test_no_preset_is_another_under_a_new_name() -> None:
-    """Presets of one composition differ in data or schedule by design; those that name a backbone must differ in it."""
-    seen: dict[tuple[str, ...], str] = {}
+    seen: dict[tuple[str, ...], set[str]] = {}
     for model_id in IDS:
         cfg = ModelConfig.get_choice_class(model_id)()
-        named = any(word in model_id for word in FAMILIES) or model_id.startswith(LLM_FAMILIES)
-        same_by_design = ("no-cotraining", "controlled", "clip-336px", "prism-")
-        if not named or any(word in model_id for word in same_by_design):
-            continue
         key = (cfg.vision_backbone_id, cfg.llm_backbone_id, cfg.arch_specifier, cfg.image_resize_strategy)
-        assert key not in seen, f"{model_id} builds the same model as {seen.get(key)}"
-        seen[key] = model_id
+        seen.setdefault(key, set()).add(model_id)
+    shared = [ids for ids in seen.values() if len(ids) > 1]
+    assert sorted(map(sorted, shared)) == sorted(map(sorted, SHARED))
+
+
+@pytest.mark.parametrize("model_id", IDS)
+def test_every_id_of_a_preset_resolves(model_id: str) -> None:
+    from prismatic.models.llm.zoo import LLMS
+    from prismatic.models.projectors import PROJECTORS
+    from prismatic.models.vision.zoo import vision_spec
+    from prismatic.video.transforms import RESIZES
+
+    cfg = ModelConfig.get_choice_class(model_id)()
+    assert vision_spec(cfg.vision_backbone_id) is not None
+    assert cfg.llm_backbone_id in LLMS and cfg.projector_id in PROJECTORS and cfg.image_resize_strategy in RESIZES
+    fused = cfg.vision_backbone_id.startswith("dino") and cfg.vision_backbone_id != "dinov2-vit-l"
+    assert fused or cfg.projector_id != "fused-gelu-mlp"
+
+
+def test_hyperparameters_of_the_published_runs() -> None:
+    for model_id in IDS[:-1]:
+        cfg = ModelConfig.get_choice_class(model_id)()
+        align, finetune = cfg.stage("align"), cfg.stage("finetune")
+        assert (align.global_batch_size, align.learning_rate, align.weight_decay) == (256, 1e-3, 0.0)
+        assert (finetune.global_batch_size, finetune.learning_rate, finetune.weight_decay) == (128, 2e-5, 0.1)
+        assert {align.warmup_ratio, finetune.warmup_ratio} == {0.03} and cfg.llm_max_length == 2048
+        steps = {"train-1.25-epochs+7b": 6500, "train-1.5-epochs+7b": 7800}.get(model_id)
+        assert finetune.max_steps == steps
+        twice = model_id.startswith("prism-") and "controlled" not in model_id
+        epochs = {"train-2-epochs+7b": 2, "train-3-epochs+7b": 3}.get(model_id, 2 if twice else 1)
+        assert finetune.epochs == epochs and align.epochs == 1
+
+
+@pytest.mark.parametrize("model_id", IDS)
+def test_a_published_id_is_the_preset_of_that_name(model_id: str) -> None:
+    """`load(id)` never fetches another id's run: the folder on the hub has the preset's own name."""
+    from prismatic.conf.hub import HUB_MODELS
+
+    if model_id in HUB_MODELS:
+        assert HUB_MODELS.get(model_id).folder == model_id
+
+
+@pytest.mark.parametrize(
+    ("model_id", "values", "said"),
+    [
+        (NATIVE_MODEL_ID, {}, "--model.model_path"),
+        (NATIVE_MODEL_ID, {"model_path": "x", "frame_aggregator": "mean"}, "--model.frame_aggregator"),
+        (NATIVE_MODEL_ID, {"model_path": "x", "llm_backbone_id": "phi-2-3b"}, "--model.llm_backbone_id"),
+        (NATIVE_MODEL_ID, {"model_path": "x", "visual_token_layout": "after-bos"}, "--model.visual_token_layout"),
+        (NATIVE_MODEL_ID, {"model_path": "x", "image_size": 0}, "--model.image_size"),
+        ("tiny-video", {"model_path": "x"}, "--model.model_path"),
+        ("tiny-video", {"image_size": 224}, "--model.image_size"),
+    ],
+)
+def test_flags_of_composed_and_native_models_do_not_mix(model_id: str, values: dict[str, object], said: str) -> None:
+    cfg = ModelConfig.get_choice_class(model_id)(**values)
+    with pytest.raises(ValueError, match=said):
+        cfg.validate("finetune", world_size=1)

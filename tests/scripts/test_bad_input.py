@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def _chat(question: str = "What?", answer: str = "That.") -> list[dict[str, str]
         (["--model.finetune_per_device_batch_size", "3"], "is not a multiple of"),
         (["--model.finetune_global_batch_size", "5"], "is not a multiple of"),
         (["--hf_token", "no-such-file-or-variable"], "--hf_token"),
+        (["--model.rope_scaling_type", "ntk"], "--model.rope_scaling_type must be dynamic, linear, yarn, got 'ntk'"),
+        (["--model.repo_id", "a/b"], "--model.repo_id a/b says where --model.init_from_model is"),
+        (["--model.vision_backbone_id", "clip-vit-b:x"], "only FastViT-HD takes its weights from elsewhere"),
         (["--device", "gpu"], "--device must be auto, cpu or cuda"),
         (["--model.init_from_model", "runs/not-there.pt"], "no run folder or checkpoint at runs/not-there.pt"),
         (["--model.arch_specifier", "gelu-mlp"], "--pretrained_checkpoint"),
@@ -58,6 +62,23 @@ def _chat(question: str = "What?", answer: str = "That.") -> list[dict[str, str]
 def test_flags(flags: list[str], said: str, shapes: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:
     line = refused("pretrain.py", *TINY, *shapes, "--run_root_dir", str(tmp_path), *flags)
     assert said in line
+
+
+def test_a_token_on_the_command_line(shapes: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:
+    token = "hf_" + "x" * 34
+    line = refused("pretrain.py", *TINY, *shapes, "--run_root_dir", str(tmp_path), "--hf_token", token)
+    assert "--hf_token takes the file" in line and token not in line and not list(tmp_path.iterdir())
+
+
+def test_the_context_names_the_factor_that_makes_room(
+    shapes: tuple[str, ...], tmp_path: Path, refused: Refused
+) -> None:
+    args = (*TINY, *shapes, "--run_root_dir", str(tmp_path), "--model.num_frames", "500")
+    line = refused("pretrain.py", *args)
+    factor = re.search(r"--model.rope_scaling_factor ([\d.]+)", line)
+    assert factor and float(factor[1]) >= 500 * 9 / 2048
+    again = refused("pretrain.py", *args, "--model.rope_scaling_factor", "1.5", "--model.rope_scaling_type", "yarn")
+    assert f"context of {int(1.5 * 2048)}" in again and f"--model.rope_scaling_factor {factor[1]}" in again
 
 
 @pytest.mark.parametrize(

@@ -23,21 +23,21 @@ def test_the_same_table_in_every_format(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     expected = [Caption("1", "", "1", "A cat, asleep"), Caption("2", "", "2", "two lines")]
     for name in ("t.json", "t.jsonl", "t.csv", "t.tsv", "t.parquet"):
-        assert read_captions(tmp_path / name, ANY) == expected, name
+        assert list(read_captions(tmp_path / name, ANY)) == expected, name
 
 
 def test_columns_by_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,clip,what,name\n7,a/b.mp4,x,y\n")
     columns = Columns(path="clip", caption="what")
-    assert read_captions(tmp_path / "t.csv", columns) == [Caption("7", "a/b.mp4", "7", "x")]
-    assert read_captions(tmp_path / "t.csv", Columns(id="clip"))[0] == Caption("a/b.mp4", "", "a/b.mp4", "y")
+    assert list(read_captions(tmp_path / "t.csv", columns)) == [Caption("7", "a/b.mp4", "7", "x")]
+    assert next(read_captions(tmp_path / "t.csv", Columns(id="clip"))) == Caption("a/b.mp4", "", "a/b.mp4", "y")
 
 
 def test_a_file_names_its_video_and_empty_tables_are_empty(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('[{"file": "a/b.mp4", "text": null}]')
-    assert read_captions(tmp_path / "t.json", ANY) == [Caption("b", "a/b.mp4", "b", "")]
+    assert list(read_captions(tmp_path / "t.json", ANY)) == [Caption("b", "a/b.mp4", "b", "")]
     (tmp_path / "e.json").write_text("[]")
-    assert read_captions(tmp_path / "e.json", ANY) == []
+    assert list(read_captions(tmp_path / "e.json", ANY)) == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_file_names_its_video_and_empty_tables_are_empty(tmp_path: Path) -> No
         ("t.csv", "id,name\n,x\n", r"row 1 has neither an id nor a file"),
         ("t.json", "{", r"not JSON"),
         ("t.json", '{"a": 1}', r"expected a list of JSON objects"),
-        ("t.jsonl", '{"id": 1}\n{', r"line 2: not JSON"),
+        ("t.jsonl", '{"id": 1, "text": "x"}\n{', r"line 2: not JSON"),
         ("t.txt", "x", r"expected .csv, .tsv, .json, .jsonl or .parquet"),
         ("t.parquet", "x", r"not a Parquet file"),
     ],
@@ -58,13 +58,13 @@ def test_a_file_names_its_video_and_empty_tables_are_empty(tmp_path: Path) -> No
 def test_bad_tables(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said):
-        read_captions(tmp_path / name, ANY)
+        list(read_captions(tmp_path / name, ANY))
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,name\n1,x\n")
     with pytest.raises(ValueError, match=r"--caption_column: .* has no column 'title'; it has id, name"):
-        read_captions(tmp_path / "t.csv", Columns(caption="title"))
+        list(read_captions(tmp_path / "t.csv", Columns(caption="title")))
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8"):
-        read_captions(tmp_path / "b.csv", ANY)
+        list(read_captions(tmp_path / "b.csv", ANY))

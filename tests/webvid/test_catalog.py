@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from prismatic.conf.webvid import CatalogConfig
+from prismatic.webvid import probe
 from prismatic.webvid.catalog import catalog, read_catalog
 from tests.webvid.videos import write_video
 
@@ -115,19 +116,29 @@ def test_a_second_run_opens_only_what_is_new_or_changed(tmp_path: Path) -> None:
     assert [r["num_frames"] for r in _rows(tmp_path / "c.parquet")] == [9, 6, 6, 6]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text(json.dumps([{"id": str(i), "caption": "c"} for i in range(3)]))
-    for i in range(3):
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "BATCH", 2)
+    (tmp_path / "t.json").write_text(json.dumps([{"id": str(i), "caption": "c"} for i in range(6)]))
+    for i in range(6):
         write_video(tmp_path / f"v/{i}.mp4", shade=i * 40)
     whole = CatalogConfig(videos=tmp_path / "v", captions=tmp_path / "t.json", output=tmp_path / "whole.parquet")
     cut = CatalogConfig(videos=tmp_path / "v", captions=tmp_path / "t.json", output=tmp_path / "cut.parquet")
     catalog(whole)
-    journal = (tmp_path / "whole.parquet.probed.jsonl").read_bytes()
-    for end in (0, 10, len(journal) // 2, len(journal) - 1):
-        (tmp_path / "cut.parquet.probed.jsonl").write_bytes(journal[:end])
-        catalog(cut)
-        assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-        assert "0 files opened" in catalog(cut)
+
+    put = probe.ProbeStore.put
+
+    def stop(store: probe.ProbeStore, found: Any) -> None:
+        put(store, found)
+        raise KeyboardInterrupt
+
+    for opened in (2, 4, 6):
+        with monkeypatch.context() as patch:
+            patch.setattr(probe.ProbeStore, "put", stop)
+            with pytest.raises(KeyboardInterrupt):
+                catalog(cut)
+        assert not (tmp_path / "cut.parquet").exists(), opened
+    assert "0 files opened, 6 known" in catalog(cut)
+    assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_a_link_out_of_the_folder_is_not_followed_into(tmp_path: Path) -> None:

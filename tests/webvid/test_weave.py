@@ -13,9 +13,10 @@ from PIL import Image
 
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
 from prismatic.data.annotations import load_records
+from prismatic.data.weave import split_frames
 from prismatic.webvid.catalog import SCHEMA, catalog
 from prismatic.webvid.cluster import cluster
-from prismatic.webvid.weave import read_frame_folder, split_frames, weave
+from prismatic.webvid.weave import read_frame_folder, weave
 from tests.webvid.videos import write_video
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import torch
 
 from prismatic.models.errors import first_line
+from prismatic.models.hub import NotHereError, explain
 from prismatic.models.llm.hf_causal import HFCausalLM
+from prismatic.models.llm.rope import scale_rope
 from prismatic.models.llm.tokenizer import ensure_pad_token, has_tokenizer, load_tokenizer, train_tokenizer
 from prismatic.models.llm.zoo import FLAG, LLMSpec, llm_spec
 from prismatic.models.seeding import seeded
@@ -27,6 +31,8 @@ TextSource = Callable[[], Iterable[str]]
 class HubOptions(TypedDict, total=False):
     """How to get and hold a model. hf_token, cache_dir: of the hub. trust_remote_code: run code of the repository.
 
+    fetch: without pretrained weights, still take the published configuration and tokenizer: a checkpoint will bring
+    the weights, and none are made up (they are left as they come).
     dtype: of the weights (default fp32). attention: Transformers' attn_implementation (default "sdpa", and "eager"
     where a family has no SDPA).
     """
@@ -34,6 +40,7 @@ class HubOptions(TypedDict, total=False):
     hf_token: str | None
     cache_dir: str | Path | None
     trust_remote_code: bool
+    fetch: bool
     dtype: torch.dtype
     attention: str
 
@@ -56,14 +63,20 @@ class _Source:
     @property
     def from_shape(self) -> bool:
         """The configuration is that of the row: random weights, and no folder that says more."""
-        return not (self.pretrained or self.folder or self.definition) and self.spec.model_type is not None
+        known = self.pretrained or self.fetch or self.folder or self.definition
+        return not known and self.spec.model_type is not None
+
+    @property
+    def fetch(self) -> bool:
+        """Whether configuration and tokenizer are the published ones, though the weights come from elsewhere."""
+        return self.hub.get("fetch", False) and self.spec.hf_path is not None
 
     def options(self) -> dict[str, Any]:
         """Keywords of from_pretrained."""
         given = {"token": self.hub.get("hf_token"), "cache_dir": self.hub.get("cache_dir")}
         options: dict[str, Any] = {name: str(value) for name, value in given.items() if value is not None}
         options["trust_remote_code"] = bool(self.hub.get("trust_remote_code", False))
-        if not self.pretrained:
+        if not (self.pretrained or self.fetch):
             options["local_files_only"] = True
         return options
 
@@ -73,6 +86,7 @@ def build_llm(
     *,
     pretrained: bool,
     rope_scaling_factor: float | None = None,
+    rope_scaling_type: str = "dynamic",
     max_length: int = 2048,
     tokenizer: str | Path | None = None,
     texts: TextSource | None = None,
@@ -84,7 +98,8 @@ def build_llm(
     Args:
         pretrained: False for random weights that depend on `seed` only; then no weights are downloaded, and with
             `texts` or a tokenizer folder nothing at all.
-        rope_scaling_factor: stretch the context by this factor (dynamic NTK scaling).
+        rope_scaling_factor, rope_scaling_type: stretch the context by this factor, the "dynamic", "linear" or "yarn"
+            way (see rope.py).
         max_length: most text tokens (`--model.llm_max_length`), set on the tokenizer.
         tokenizer: folder or hub name of the tokenizer to use in place of the model's. A folder that `save_definition`
             wrote also gives the configuration when pretrained is False.
@@ -102,12 +117,13 @@ def build_llm(
     tok = _tokenizer(source, tokenizer, texts, config)
     tok.model_max_length = max_length
     added = ensure_pad_token(tok, spec.pad_token)
-    config.pad_token_id = tok.pad_token_id
+    # Not yet the padding token's: its row is added to the embedding below.
+    config.pad_token_id = None
     if source.from_shape:
         config.bos_token_id, config.eos_token_id = tok.bos_token_id, tok.eos_token_id
         config.vocab_size = _vocabulary_rows(spec, len(tok), config.vocab_size)
     if rope_scaling_factor is not None:
-        _scale_rope(llm_id, config, rope_scaling_factor)
+        scale_rope(llm_id, config, rope_scaling_factor, rope_scaling_type)
     llm = _model(source, config, seed)
     rows = llm.get_input_embeddings().weight.shape[0]
     wanted = _vocabulary_rows(spec, len(tok), rows)
@@ -115,6 +131,9 @@ def build_llm(
         with seeded(seed):
             # The mean of all rows would need their covariance; a padding token is never attended to or predicted.
             llm.resize_token_embeddings(wanted, mean_resizing=False)
+    llm.config.pad_token_id = tok.pad_token_id
+    if llm.generation_config is not None:
+        llm.generation_config.pad_token_id = tok.pad_token_id
     return HFCausalLM(llm, tok, spec.template)
 
 
@@ -142,13 +161,13 @@ def _config(source: _Source) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         hint = (
             "check the name, the network and --hf_token, or give a local folder"
-            if source.pretrained
+            if source.pretrained or source.fetch
             else "random weights need its configuration here: download the model once, or give a local folder"
         )
         if "custom code" in str(error):
             hint = "if you trust it, pass --model.trust_remote_code true"
-        raise ValueError(
-            f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {first_line(error)}; {hint}"
+        raise NotHereError(
+            f"{FLAG} {source.llm_id}: cannot load the configuration of '{path}': {explain(error, str(path))}; {hint}"
         ) from error
 
 
@@ -172,42 +191,53 @@ def _tokenizer(
     return tok
 
 
-def _scale_rope(llm_id: str, config: PretrainedConfig, factor: float) -> None:
-    if factor < 1:
-        raise ValueError(f"--model.rope_scaling_factor must be at least 1, got {factor}")
-    text = config.get_text_config()
-    rope = getattr(text, "rope_parameters", None) or {}
-    if "rope_theta" not in rope or rope.get("rope_type", "default") not in ("default", "dynamic"):
-        kind = f"'{rope['rope_type']}'" if "rope_type" in rope else "of several kinds" if rope else "absent"
-        raise ValueError(
-            f"--model.rope_scaling_factor: the RoPE of {llm_id} is {kind}, which cannot stretch; leave the flag out"
-        )
-    text.rope_parameters = {**rope, "rope_type": "dynamic", "factor": float(factor)}
-
-
 def _model(source: _Source, config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     def build(attention: str) -> PreTrainedModel:
         common = {"dtype": source.hub.get("dtype", torch.float32), "attn_implementation": attention}
-        if source.pretrained:
-            return AutoModelForCausalLM.from_pretrained(
-                source.spec.hf_path, config=config, **common, **source.options()
-            )
-        trust = source.options()["trust_remote_code"]
-        with seeded(seed):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust, **common)
+        return _with_weights(source, config, common) if source.pretrained else _random(source, config, common, seed)
 
     try:
-        try:
-            return build(source.hub.get("attention", "sdpa"))
-        except ValueError as error:
-            if "attention" in source.hub or "scaled_dot_product" not in str(error):
-                raise
-            log.info("%s has no SDPA attention; taking eager", source.llm_id)
-            return build("eager")
-    except OSError as error:
+        return build(source.hub.get("attention", "sdpa"))
+    except ValueError as error:
+        if "attention" in source.hub or "scaled_dot_product" not in str(error):
+            raise
+        log.info("%s has no SDPA attention; taking eager", source.llm_id)
+        return build("eager")
+
+
+def _random(source: _Source, config: PretrainedConfig, common: dict[str, Any], seed: int) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    trust = source.options()["trust_remote_code"]
+    with seeded(seed), no_init_weights() if source.fetch else nullcontext():
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust, **common)
+
+
+def _with_weights(source: _Source, config: PretrainedConfig, common: dict[str, Any]) -> PreTrainedModel:
+    """The pretrained model. Raises ValueError when its weights cannot be had, or are another model's."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    path = source.spec.hf_path
+    try:
+        llm, found = AutoModelForCausalLM.from_pretrained(
+            path, config=config, output_loading_info=True, **common, **source.options()
+        )
+    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{FLAG} {source.llm_id}: cannot load the weights of '{source.spec.hf_path}': {first_line(error)}; "
-            "check the network and --hf_token, or build it with random weights: --model.pretrained_backbones false"
+            f"{FLAG} {source.llm_id}: cannot load the weights of '{path}': {explain(error, str(path))}; check the "
+            "network and --hf_token, or build it with random weights: --model.pretrained_backbones false"
         ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"{FLAG} {source.llm_id}: the weights of '{path}' are not those of its configuration: {first_line(error)}"
+        ) from error
+    # Transformers makes up what is missing, with a warning.
+    wrong = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    if wrong:
+        raise ValueError(
+            f"{FLAG} {source.llm_id}: the weights of '{path}' are not those of a {config.model_type} model as its "
+            f"configuration has it: {len(wrong)} are missing or of another shape, for example {min(wrong)}"
+        )
+    return llm

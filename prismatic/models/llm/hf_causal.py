@@ -6,7 +6,7 @@ soft-capping, scaled embeddings) stay inside the family's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prismatic.models.llm.lora import adapter_parameters
+from prismatic.models.llm.rope import context_length, rope_factor
+from prismatic.models.rotary import KeepsFrequencies
+
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -26,11 +31,12 @@ SEPARATES_BY_POSITION = frozenset(
 models, let packed examples see each other without a word, so their rows are taken apart first."""
 
 
-class HFCausalLM(nn.Module):
+class HFCausalLM(KeepsFrequencies):
     """A causal LM with its tokenizer.
 
     llm: the Transformers model (state-dict prefix `llm.`). tokenizer: pads on the right with a token of its own.
-    template_id: prompt template of its row; None for the tokenizer's own chat template.
+    template_id: prompt template of its row; None for the tokenizer's own chat template. adapter: settings of the LoRA
+    adapters inside `llm`, None without (lora.py).
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class HFCausalLM(nn.Module):
         self.llm = llm
         self.tokenizer = tokenizer
         self.template_id = template_id
+        self.adapter: LoraConfig | None = None
         self.embed_dim = int(llm.get_input_embeddings().weight.shape[1])
         self._layers_name = _find_layers(llm)
 
@@ -51,17 +58,21 @@ class HFCausalLM(nn.Module):
     @property
     def context_length(self) -> int:
         """Most positions, text and visual, that the model can attend to; RoPE scaling is counted."""
-        config = self.llm.config.get_text_config()
-        length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        rope = getattr(config, "rope_parameters", None) or {}
-        # The other RoPE kinds with a factor already raise max_position_embeddings in the published configuration.
-        factor = rope.get("factor", 1.0) if rope.get("rope_type") == "dynamic" else 1.0
-        return int((length or self.tokenizer.model_max_length) * factor)
+        return context_length(self.llm.config) or int(self.tokenizer.model_max_length)
+
+    @property
+    def rope_factor(self) -> float | None:
+        """By how much RoPE scaling stretches the context, 1 for not at all; None where it cannot."""
+        return rope_factor(self.llm.config)
 
     @property
     def separates(self) -> bool:
         """Whether attention stops where position ids restart."""
         return self.llm.config.get_text_config().model_type in SEPARATES_BY_POSITION
+
+    def used_parameters(self) -> Iterable[nn.Parameter]:
+        """What a stage that trains the LLM trains: all of it, or its adapters alone where it has some."""
+        return self.parameters() if self.adapter is None else adapter_parameters(self)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids int64 [B, S] to embeddings [B, S, D]."""
@@ -120,21 +131,6 @@ class HFCausalLM(nn.Module):
         """Write tokenizer and configuration (no weights), from which `build_llm(tokenizer=folder)` builds the same."""
         self.tokenizer.save_pretrained(folder)
         self.llm.config.save_pretrained(folder)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HFCausalLM:
-        # `.to(bfloat16)` must not round the RoPE frequencies: at position 9000 that is an error of whole turns.
-        kept = [
-            (module, name, buffer)
-            for module in self.llm.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name in module._non_persistent_buffers_set and buffer.dtype == torch.float32 and not buffer.is_meta
-        ]
-        super()._apply(fn, recurse)
-        for module, name, buffer in kept:
-            moved = module._buffers[name]
-            if moved is not None and moved.dtype != buffer.dtype:
-                module._buffers[name] = buffer.to(moved.device)
-        return self
 
 
 def _find_layers(llm: nn.Module) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prismatic.models.errors import first_line
+from prismatic.models.hub import NotHereError, explain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +66,8 @@ def load_tokenizer(source: str | Path, options: dict[str, Any]) -> PreTrainedTok
     try:
         return AutoTokenizer.from_pretrained(str(source), padding_side="right", **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the tokenizer of '{source}': {first_line(error)}") from error
+        hint = "; if you trust it, pass --model.trust_remote_code true" if "custom code" in str(error) else ""
+        raise NotHereError(f"cannot load the tokenizer of '{source}': {explain(error, str(source))}{hint}") from error
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, pad_token: str | None) -> bool:

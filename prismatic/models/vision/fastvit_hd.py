@@ -6,20 +6,28 @@ are another model's (MobileCLIP2-S3) and are not used.
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from prismatic.models.errors import first_line
+from prismatic.models.hub import cache_dir, explain
 from prismatic.models.seeding import seeded
 from prismatic.models.vision.base import normalise
 from prismatic.types import ImageSpec
 
 STRIDE = 64
 APPLE_PREFIX = "model.vision_tower.vision_tower.model."
+"""In front of the encoder's keys in apple/FastVLM-* and in the llava-fastvithd_* folders."""
+TRANSFORMERS_PREFIXES = ("model.vision_tower.timm_model.", "vision_tower.timm_model.")
+"""In checkpoints that were converted for Transformers: the names behind it are timm's already."""
 
 
 class FastViTHD(nn.Module):
@@ -74,48 +82,97 @@ def timm_key(key: str) -> str:
     return re.sub(r"(layer_scale(_[12])?)$", r"\1.gamma", key)
 
 
-def read_encoder(files: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The encoder's weights, by their timm names, out of the safetensors files of a FastVLM checkpoint."""
-    from safetensors import safe_open
+def read_encoder(files: Iterable[str | Path]) -> dict[str, torch.Tensor]:
+    """The encoder's weights, by their timm names, out of the files of a FastVLM checkpoint; other weights stay unread.
 
+    Raises ValueError for a file that cannot be read, or holds more than tensors.
+    """
     state: dict[str, torch.Tensor] = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            names = [n for n in tensors.keys() if n.startswith(APPLE_PREFIX)]
-            for name in names:
+        for name, tensor in _tensors(Path(file)):
+            if name.startswith(APPLE_PREFIX):
                 key = name.removeprefix(APPLE_PREFIX)
                 if not key.startswith("head."):
-                    state[timm_key(key)] = tensors.get_tensor(name)
+                    state[timm_key(key)] = tensor()
+            else:
+                prefix = next((p for p in TRANSFORMERS_PREFIXES if name.startswith(p)), None)
+                if prefix:
+                    state[name.removeprefix(prefix)] = tensor()
     return state
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Names of a weight file, each with a function that reads its tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    yield name, partial(tensors.get_tensor, name)
+            return
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"the weights in {file} cannot be read (truncated?): {first_line(error)}") from error
+    for name, value in state.items():
+        yield name, partial(_same, value)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @dataclass(frozen=True)
 class FastViTHDSpec:
-    """A row of the zoo: side R in pixels (a multiple of 64), and the hub repository that holds the weights."""
+    """A row of the zoo: side R in pixels (a multiple of 64), and where the weights are.
+
+    source: a FastVLM repository of the hub, or a local folder (a download of it, or an unpacked `llava-fastvithd_*`).
+    kwargs: for the timm class.
+    """
 
     image_size: int
-    repo: str = "apple/FastVLM-0.5B"
+    source: str = "apple/FastVLM-0.5B"
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return self.source
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
-        """The backbone. Raises ValueError when the weights cannot be had."""
+        """The backbone. Raises ValueError when the weights cannot be had, or are another encoder's."""
         import timm
 
         with seeded(seed):
-            model = timm.create_model("fastvit_mci3", pretrained=False, num_classes=0, inference_mode=True)
+            model = timm.create_model(
+                "fastvit_mci3", pretrained=False, num_classes=0, inference_mode=True, **self.kwargs
+            )
         if pretrained:
-            model.load_state_dict(read_encoder(self._download()), strict=True)
+            self._load(model)
         return FastViTHD(model, self.image_size)
 
-    def _download(self) -> list[str]:
-        from pathlib import Path
+    def _load(self, model: nn.Module) -> None:
+        state = read_encoder(self._files())
+        try:
+            model.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            wanted = model.state_dict()
+            missing = sorted(wanted.keys() - state.keys())
+            raise ValueError(
+                f"'{self.source}' does not hold the weights of FastViT-HD: {len(missing)} of {len(wanted)} are missing"
+                + (f", for example {missing[0]}" if missing else f"; {' '.join(str(error).split())[:300]}")
+            ) from error
 
+    def _files(self) -> list[Path]:
         from huggingface_hub import snapshot_download
 
-        try:
-            folder = snapshot_download(self.repo, allow_patterns=["*.safetensors"])
-        except OSError as error:
-            raise ValueError(
-                f"cannot get the weights of FastViT-HD from '{self.repo}': {first_line(error)}; "
-                "check the network, or build it with random weights: --model.pretrained_backbones false"
-            ) from error
-        return sorted(str(path) for path in Path(folder).glob("*.safetensors"))
+        folder = Path(self.source).expanduser()
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(self.source, allow_patterns=["*.safetensors"], cache_dir=cache_dir()))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"cannot get the weights of FastViT-HD from '{self.source}': {explain(error, self.source)}; "
+                    "check the network, or build it with random weights: --model.pretrained_backbones false"
+                ) from error
+        return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))

@@ -54,6 +54,11 @@ class FusedSpec:
 
     towers: tuple[tuple[str, ViTSpec], ...]
 
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return " + ".join(spec.origin for _, spec in self.towers)
+
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
         """The backbone."""
         return FusedViT(

@@ -6,6 +6,7 @@ of older checkpoints, but they are never computed.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from prismatic.models.errors import first_line
+from prismatic.models.hub import cache_dir, explain
 from prismatic.models.seeding import seeded
 from prismatic.models.vision.base import normalise
 from prismatic.types import ImageSpec
 
 TIMM_PREFIX = "timm:"
+TIMM_SOURCES = ("hf-hub:", "local-dir:")
+"""What a timm name begins with when it names a repository or a folder in timm's format (config.json and weights)."""
 
 
 class TimmViT(nn.Module):
@@ -81,44 +84,85 @@ class ViTSpec:
     crop_pct: float | None = None
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
-    def image_spec(self) -> ImageSpec:
-        """How frames must be prepared, from timm's pretrained_cfg and this row."""
-        from timm.models import get_pretrained_cfg
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return f"timm {self.timm_name}"
 
-        cfg = get_pretrained_cfg(self.timm_name)
-        if cfg is None:
-            raise ValueError(f"timm has no model '{self.timm_name}'")
+    def image_spec(self) -> ImageSpec:
+        """How frames must be prepared, from timm's pretrained_cfg (of a repository: its config.json) and this row.
+
+        Raises ValueError when there is no such model, or the repository cannot be read.
+        """
+        cfg = self._pretrained_cfg()
         return ImageSpec(
-            resolution=self.image_size or cfg.input_size[-1],
-            mean=tuple(cfg.mean),
-            std=tuple(cfg.std),
-            interpolation=cfg.interpolation,
-            crop_pct=self.crop_pct if self.crop_pct is not None else cfg.crop_pct,
+            resolution=self.image_size or cfg["input_size"][-1],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            interpolation=cfg["interpolation"],
+            crop_pct=self.crop_pct if self.crop_pct is not None else cfg["crop_pct"],
         )
+
+    def _pretrained_cfg(self) -> dict[str, Any]:
+        from timm.data import resolve_data_config
+        from timm.models import get_pretrained_cfg
+        from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+        kind, _, place = self.timm_name.partition(":")
+        if not place:
+            cfg = get_pretrained_cfg(self.timm_name)
+            if cfg is None:
+                raise ValueError(f"timm has no model '{self.timm_name}'")
+            return resolve_data_config(pretrained_cfg=cfg.to_dict())
+        try:
+            if kind == "local-dir":
+                found = load_model_config_from_path(place)[0]
+            else:
+                found = load_model_config_from_hf(place, cache_dir=cache_dir())[0]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"'{self.timm_name}' is no model in timm's format: {explain(error, place)}") from error
+        return resolve_data_config(pretrained_cfg=found)
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
         """The backbone. Raises ValueError when the timm model is not a ViT or its weights cannot be had."""
-        import timm
-
         spec = self.image_spec()
-        kwargs: dict[str, Any] = {"num_classes": 0, **self.kwargs}
-        if "naflexvit" not in self.timm_name:  # which takes any size and has no img_size
-            kwargs["img_size"] = spec.resolution
         with seeded(seed):
-            try:
-                model = timm.create_model(self.timm_name, pretrained=pretrained, **kwargs)
-            except TypeError as error:
-                raise ValueError(_NOT_A_VIT.format(self.timm_name)) from error
-            except (OSError, RuntimeError) as error:
-                if not pretrained:
-                    raise
-                raise ValueError(
-                    f"cannot get the weights of vision backbone '{self.timm_name}': {first_line(error)}; "
-                    "check the network, or build it with random weights: --model.pretrained_backbones false"
-                ) from error
+            model = self._create(spec.resolution, pretrained)
         if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
             raise ValueError(_NOT_A_VIT.format(self.timm_name))
+        if pretrained:
+            model.reset_classifier(0)
         return TimmViT(model, spec)
+
+    def _create(self, resolution: int, pretrained: bool) -> nn.Module:
+        import timm
+        from safetensors import SafetensorError
+
+        # With a classifier of another size than the weights', timm takes any weights at all and makes up the rest: the
+        # published classifier is loaded too, and dropped afterwards.
+        kwargs: dict[str, Any] = dict(self.kwargs) if pretrained else {"num_classes": 0, **self.kwargs}
+        if "naflexvit" not in self.timm_name:  # which takes any size and has no img_size
+            kwargs["img_size"] = resolution
+        try:
+            return timm.create_model(self.timm_name, pretrained=pretrained, cache_dir=cache_dir(), **kwargs)
+        except TypeError as error:
+            raise ValueError(_NOT_A_VIT.format(self.timm_name)) from error
+        except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+            if not pretrained:
+                raise
+            reason = explain(error, self._place()) if isinstance(error, OSError) else " ".join(str(error).split())[:400]
+            raise ValueError(
+                f"cannot get the weights of vision backbone '{self.timm_name}': {reason}; check the network, or build "
+                "it with random weights: --model.pretrained_backbones false"
+            ) from error
+
+    def _place(self) -> str:
+        """Where the weights are: a folder, or a repository of the hub."""
+        from timm.models import get_pretrained_cfg
+
+        place = self.timm_name.partition(":")[2]
+        cfg = None if place else get_pretrained_cfg(self.timm_name)
+        return place or (cfg.hf_hub_id if cfg and cfg.hf_hub_id else self.timm_name)
 
 
 _NOT_A_VIT = (
@@ -131,9 +175,14 @@ class CustomViTSpec:
     """A row that is an architecture of its own: a timm VisionTransformer of any size, with random weights only."""
 
     image_size: int
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for tables."""
+        return "random weights only"
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
         """The backbone. Raises ValueError for pretrained=True: there are no weights of it anywhere."""

@@ -1,16 +1,22 @@
 """The vision backbones by id: one row each. `video-ID` is ID: an image is a clip of one frame.
 
-Any other timm ViT is an id too, as `timm:NAME` or by its bare timm name.
+Any other timm ViT is an id too, as `timm:NAME` or by its bare timm name; `timm:hf-hub:OWNER/NAME` and
+`timm:local-dir:FOLDER` are repositories and folders in timm's format. `fastvit-hd-RESOLUTIONpx:SOURCE` takes the
+weights of FastViT-HD from another FastVLM repository or folder.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from torch import nn
 
+from prismatic.models.hub import hub_access
 from prismatic.models.vision.base import VisionSpec
 from prismatic.models.vision.fastvit_hd import FastViTHDSpec
 from prismatic.models.vision.fused import FusedSpec
-from prismatic.models.vision.timm_vit import TIMM_PREFIX, CustomViTSpec, ViTSpec
+from prismatic.models.vision.timm_vit import TIMM_PREFIX, TIMM_SOURCES, CustomViTSpec, ViTSpec
 from prismatic.registry import Registry, UnknownIdError, unknown_id_message
 
 FLAG = "--model.vision_backbone_id"
@@ -58,9 +64,11 @@ ROWS: dict[str, VisionSpec] = {
     "dinov3-vit-b": ViTSpec("vit_base_patch16_dinov3.lvd1689m"),
     "dinov3-vit-l": ViTSpec("vit_large_patch16_dinov3.lvd1689m"),
     "dinov3-vit-h-plus": ViTSpec("vit_huge_plus_patch16_dinov3.lvd1689m"),
+    "fastvit-hd-256px": FastViTHDSpec(256),
     "fastvit-hd-512px": FastViTHDSpec(512),
     "fastvit-hd-768px": FastViTHDSpec(768),
     "fastvit-hd-1024px": FastViTHDSpec(1024),
+    "fastvit-hd-1536px": FastViTHDSpec(1536),
     "tiny-vit": CustomViTSpec(
         image_size=72,
         mean=(0.48, 0.48, 0.48),
@@ -81,7 +89,7 @@ for _id, _spec in ROWS.items():
 
 
 def vision_spec(vision_id: str) -> VisionSpec:
-    """The row of an id, of `video-ID`, or of a timm name. Builds and downloads nothing.
+    """The row of an id, of `video-ID`, of `ID:SOURCE`, or of a timm name. Builds and downloads nothing.
 
     Raises UnknownIdError (a ValueError) with the nearest ids of the zoo and of timm.
     """
@@ -90,7 +98,12 @@ def vision_spec(vision_id: str) -> VisionSpec:
     name = vision_id.removeprefix(VIDEO_PREFIX)
     if name in VISION:
         return VISION.get(name)
+    row, colon, source = name.partition(":")
+    if colon and row in VISION:
+        return _with_source(row, source)
     name = name.removeprefix(TIMM_PREFIX)
+    if name.startswith(TIMM_SOURCES):
+        return ViTSpec(name)
     if vision_id.startswith(TIMM_PREFIX) or "_" in name:
         import timm
         from timm.models import is_model
@@ -102,10 +115,30 @@ def vision_spec(vision_id: str) -> VisionSpec:
     return VISION.get(name)
 
 
-def build_vision(vision_id: str, *, pretrained: bool, seed: int = 0) -> nn.Module:
+def _with_source(row: str, source: str) -> VisionSpec:
+    spec = VISION.get(row)
+    if not isinstance(spec, FastViTHDSpec):
+        raise ValueError(
+            f"{FLAG} {row}:{source}: only FastViT-HD takes its weights from elsewhere; for a timm model write "
+            "timm:hf-hub:OWNER/NAME or timm:local-dir:FOLDER"
+        )
+    return replace(spec, source=source)
+
+
+def build_vision(
+    vision_id: str,
+    *,
+    pretrained: bool,
+    seed: int = 0,
+    hf_token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> nn.Module:
     """The vision backbone of an id, in fp32 on the current default device (normally the CPU).
 
     The module has image_spec, num_patches (P), embed_dim (Dv), used_parameters(), and maps uint8 [F, 3, R, R] to
-    [F, P, Dv]. With pretrained=False nothing is downloaded and the weights depend on `seed` only.
+    [F, P, Dv]. With pretrained=False no weights are downloaded and they depend on `seed` only. hf_token, cache_dir: of
+    the hub.
     """
-    return vision_spec(vision_id).build(pretrained=pretrained, seed=seed)
+    spec = vision_spec(vision_id)
+    with hub_access(hf_token, cache_dir):
+        return spec.build(pretrained=pretrained, seed=seed)

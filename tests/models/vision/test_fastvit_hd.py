@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from prismatic.models.vision.fastvit_hd import APPLE_PREFIX, FastViTHD, FastViTHDSpec, read_encoder, timm_key
+from prismatic.models.vision.fastvit_hd import APPLE_PREFIX, FastViTHD, read_encoder, timm_key
+from tests.models.vision.test_official_weights import apple_key
 
 
 @pytest.mark.parametrize(
@@ -31,19 +30,6 @@ def test_names(theirs, timms):
     assert timm_key(theirs) == timms
 
 
-def apple_key(key: str) -> str:
-    """The published name of a timm parameter, the other way round and by other means."""
-    match = re.match(r"stages\.(\d)\.(blocks|downsample|pos_emb)\.(.*)", key)
-    if match:
-        stage, part, rest = int(match[1]), match[2], match[3]
-        index = {"blocks": (0, 2, 4, 7, 10), "downsample": (0, 1, 3, 5, 8), "pos_emb": (0, 0, 0, 6, 9)}[part][stage]
-        key = f"network.{index}.{rest}"
-        if part == "downsample":
-            key = key.replace("proj.0.reparam_conv", "proj.0.lkb_reparam")
-    key = key.replace("stem.", "patch_embed.").replace("final_conv", "conv_exp").replace(".mlp.", ".convffn.")
-    return key.replace("se.fc1", "se.reduce").replace("se.fc2", "se.expand").replace(".gamma", "")
-
-
 def test_every_weight_of_a_published_checkpoint_finds_its_place(tmp_path):
     with torch.device("meta"):
         expected = timm.create_model("fastvit_mci3", num_classes=0, inference_mode=True).state_dict()
@@ -63,8 +49,3 @@ def test_features_are_the_last_convolution_row_by_row():
     torch.testing.assert_close(out[0, 5], grid[0, :, 1, 1])
     assert vision.embed_dim == out.shape[-1] == model.num_features
     assert not vision.train().training
-
-
-def test_weights_that_cannot_be_had():
-    with pytest.raises(ValueError, match=r"apple/FastVLM-0.5B.*--model.pretrained_backbones false"):
-        FastViTHDSpec(512)._download()

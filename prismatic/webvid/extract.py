@@ -1,0 +1,180 @@
+"""`webvid.py extract`: the frames of every usable video as pictures, in folders or in shards.
+
+Owns what is done already, what is left, and the list of failures. How frames are stored is the jobs' business.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from prismatic.conf.webvid_media import ExtractConfig
+from prismatic.video.sampling import SAMPLERS
+from prismatic.webvid.catalog import usable_rows, videos_folder
+from prismatic.webvid.engine import ENGINES, Workers, cut
+from prismatic.webvid.files import iter_lines, whole_file
+from prismatic.webvid.frame_folders import Clip, FolderJob, is_done
+from prismatic.webvid.frames import FrameSpec
+from prismatic.webvid.tar_shards import PlannedShard, ShardJob, extend_plan, read_outcome, read_plan
+
+SETTINGS = "extract.json"
+FAILED = "failed.jsonl"
+BATCH = 32  # folders between two looks at the list of failures
+SHOWN = 10
+
+
+@dataclass
+class State:
+    """done: ids whose frames are there. failed: id -> reason of those that are not. now: clips done by this run."""
+
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    now: int = 0
+
+
+def extract(cfg: ExtractConfig) -> str:
+    """Write frames below cfg.output and return a summary. Raises ValueError for input that cannot be used."""
+    cfg.validate()
+    SAMPLERS.get(cfg.sampler)
+    ENGINES.get(cfg.engine)
+    spec = FrameSpec(cfg.num_frames, cfg.sampler, cfg.image_format, cfg.quality, cfg.short_side, cfg.seed)
+    keep_settings(cfg.output / SETTINGS, {"format": cfg.format, **asdict(spec)})
+    wanted = [(row.id, row.path) for row in chosen(usable_rows(cfg.catalog), read_ids(cfg.ids))]
+    if not wanted:
+        raise ValueError(f"--catalog {cfg.catalog}: no row has status ok" + (" and an id of --ids" if cfg.ids else ""))
+    clear_partial(cfg.output)
+    state = State()
+    run = _folders if cfg.format == "folder" else _shards
+    total = run(cfg, spec, wanted, state)
+    state.failed = {clip_id: state.failed[clip_id] for clip_id, _ in wanted if clip_id in state.failed} | state.failed
+    write_failures(cfg.output / FAILED, state.failed)
+    return summary(cfg.output, total, state.now, state.failed)
+
+
+def _folders(cfg: ExtractConfig, spec: FrameSpec, wanted: list[Clip], state: State) -> int:
+    known = read_failures(cfg.output / FAILED)
+    state.failed = {i: reason for i, reason in known.items() if not is_done(cfg.output, i)}
+    skipped = set() if cfg.retry_failed else set(state.failed)
+    left = [clip for clip in wanted if clip[0] not in skipped and not is_done(cfg.output, clip[0])]
+    job = FolderJob(str(videos_folder(cfg.catalog).resolve()), str(cfg.output.resolve()), spec)
+    with tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="video", desc="extract") as bar:
+        for batch, reasons in ENGINES.get(cfg.engine)(job, cut(left, BATCH), _workers(cfg)):
+            for (clip_id, _), reason in zip(batch, reasons, strict=True):
+                state.failed.pop(clip_id, None)
+                if reason:
+                    state.failed[clip_id] = reason
+            write_failures(cfg.output / FAILED, state.failed)
+            state.now += sum(not reason for reason in reasons)
+            bar.update(len(batch))
+    return len(wanted)
+
+
+def _shards(cfg: ExtractConfig, spec: FrameSpec, wanted: list[Clip], state: State) -> int:
+    _plan(cfg, wanted, state)
+    left = [shard for shard in read_plan(cfg.output) if read_outcome(cfg.output, shard.number) is None]
+    job = ShardJob(str(videos_folder(cfg.catalog).resolve()), str(cfg.output.resolve()), spec)
+    clips = sum(len(shard.clips) for shard in left)
+    with tqdm(total=clips, unit="video", desc="extract") as bar:
+        batches = ([(shard.number, clip) for clip in shard.clips] for shard in left)
+        for batch, _ in ENGINES.get(cfg.engine)(job, batches, _workers(cfg)):
+            _note(cfg.output, batch[0][0], state)
+            bar.update(len(batch))
+    state.now = sum(1 for shard in left for clip_id, _ in shard.clips if clip_id in state.done)
+    return len(state.done) + len(state.failed)
+
+
+def _plan(cfg: ExtractConfig, wanted: list[Clip], state: State) -> None:
+    """Note what earlier runs did, and plan shards for what none of them has planned or (--retry_failed) got."""
+    planned: set[str] = set()
+    shards: list[PlannedShard] = []
+    under_way: set[str] = set()
+    for shard in read_plan(cfg.output):
+        shards.append(shard)
+        planned |= {clip_id for clip_id, _ in shard.clips}
+        if not _note(cfg.output, shard.number, state):
+            under_way |= {clip_id for clip_id, _ in shard.clips}
+    again = set(state.failed) - under_way if cfg.retry_failed else set()
+    fresh = [clip for clip in wanted if clip[0] not in planned or clip[0] in again]
+    if fresh:
+        extend_plan(cfg.output, cut(fresh, cfg.clips_per_shard), len(shards))
+
+
+def _note(output: Path, number: int, state: State) -> bool:
+    """Add the outcome of a shard to the state; False when it is not made yet."""
+    outcome = read_outcome(output, number)
+    if outcome is None:
+        return False
+    state.done.update(outcome[0])
+    state.failed |= outcome[1]
+    for clip_id in outcome[0]:
+        state.failed.pop(clip_id, None)
+    return True
+
+
+def _workers(cfg: ExtractConfig) -> Workers:
+    return Workers(cfg.num_workers, cfg.timeout, cfg.address)
+
+
+def chosen(rows: Iterable, ids: set[str] | None) -> Iterator:
+    """The rows whose id is asked for; all for None."""
+    return (row for row in rows if ids is None or row.id in ids)
+
+
+def read_ids(ids: str) -> set[str] | None:
+    """The ids of --ids: listed, or in a file with one a line; None for "". Raises ValueError when there are none."""
+    if not ids:
+        return None
+    file = Path(ids)
+    listed = file.read_text(encoding="utf-8").splitlines() if file.is_file() else ids.split(",")
+    found = {name.strip() for name in listed} - {""}
+    if not found:
+        raise ValueError(f"--ids {ids}: no id in it")
+    return found
+
+
+def keep_settings(file: Path, settings: dict) -> None:
+    """Write down what the folder is made with. Raises ValueError when it was made with something else."""
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [f"{name} {before.get(name)!r} (now {settings[name]!r})" for name in settings
+                   if before.get(name) != settings[name]]  # fmt: skip
+        if changed:
+            raise ValueError(f"--output {file.parent} was made with other settings: {', '.join(changed)}; use another")
+        return
+    with whole_file(file) as out:
+        out.write(json.dumps(settings, indent=2) + "\n")
+
+
+def clear_partial(folder: Path) -> None:
+    """Delete what killed runs left half written."""
+    for left in folder.glob(".*.partial*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def read_failures(file: Path) -> dict[str, str]:
+    """id -> reason."""
+    return {row["id"]: row["reason"] for row in iter_lines(file, "--output")} if file.is_file() else {}
+
+
+def write_failures(file: Path, failed: dict[str, str]) -> None:
+    """One line an id, whole or not at all."""
+    with whole_file(file) as out:
+        for clip_id, reason in failed.items():
+            out.write(json.dumps({"id": clip_id, "reason": reason}, ensure_ascii=False) + "\n")
+
+
+def summary(output: Path, total: int, now: int, failed: dict[str, str]) -> str:
+    """What was done and what was left out, with the first reasons."""
+    before = total - now - len(failed)
+    head = f"{output}: {total} videos: {now} done now, {before} from before, {len(failed)} failed"
+    lines = [f"  {clip_id}: {reason}" for clip_id, reason in list(failed.items())[:SHOWN]]
+    if len(failed) > SHOWN:
+        lines.append(f"  ... and {len(failed) - SHOWN} more")
+    return "\n".join(
+        [head + (f"; see {output / FAILED}; --retry_failed true tries them again" if failed else ""), *lines]
+    )
