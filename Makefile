@@ -3,11 +3,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 ENV := EXTRAS=dev . scripts/environment.sh
 
-.PHONY: help test lint format soak
+.PHONY: help test lint format soak bench
 
 help:
 	@echo "make test    lint, then all tests that take no GPU and no more than minutes"
 	@echo "make soak    also the long fault tests"
+	@echo "make bench   ours beside its peers: clusters, decoding, weaving (minutes; see docs/performance.md)"
 	@echo "make lint    ruff, rules and layout"
 	@echo "make format  let ruff lay the code out"
 
@@ -22,3 +23,6 @@ lint:
 
 format:
 	@$(ENV); ruff check --fix . && ruff format .
+
+bench:
+	@EXTRAS=bench . scripts/environment.sh; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file; done

@@ -7,6 +7,7 @@ import sys
 from prismatic.conf import cli
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
 from prismatic.conf.webvid_media import EmbedConfig, ExtractConfig, SplitConfig
+from prismatic.conf.webvid_report import ReportConfig
 from prismatic.conf.webvid_rows import ROW_SUBCOMMANDS
 from prismatic.registry import unknown_id_message
 
@@ -19,6 +20,7 @@ SUBCOMMANDS = {
     "cluster": (ClusterConfig, "prismatic.webvid.cluster"),
     "weave": (WeaveConfig, "prismatic.webvid.weave"),
     **ROW_SUBCOMMANDS,
+    "report": (ReportConfig, "prismatic.webvid.report"),
 }
 
 

@@ -1,184 +1,163 @@
-"""Clusters of exactly L vectors that point the same way, in memory linear in their number.
+"""Clusters of exactly L vectors that point the same way (or as unlike as can be), in memory linear in their number.
 
-Vectors are cut in two along their principal direction, at a multiple of L, until a cell holds at most CELL of them;
-inside a cell they are cut on down to clusters, and then pairs are swapped as long as that brings alike ones together.
-Time grows as N log N.
-
-All dot products are of integers, exact in float32 whatever the order of summation: the outcome does not depend on the
-number of threads or on the BLAS in use.
+Cells of at most PEEL_CELL vectors are peeled into clusters (`peel`). Then, PASSES times with other borders, clusters
+that would rather have each other's members are put together and pairs are swapped (`swaps`). Time grows a little
+faster than N up to PEEL_CELL vectors, and as N log N beyond.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-Vectors = NDArray[np.float32]
+from prismatic.webvid.cells import as_direction, cells_of_clusters, cut, likeness, regional_cells
+from prismatic.webvid.peel import peel
+from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, project, projection, quantise
+from prismatic.webvid.swaps import improve
 
-NORM = 2048.0
-"""Length of a quantised vector. By Cauchy-Schwarz no partial sum of a dot product exceeds 2048**2 = 2**22 by more than
-what rounding adds, well below 2**24, up to which float32 holds every integer."""
-CELL = 768  # vectors that are improved together: similarities of a cell take CELL**2 float32 = 2.4 MB
-DIRECTION_SAMPLE = 8192  # vectors that the principal direction is computed from
-POWER_STEPS = 12
-CUT_AT = (0.4, 0.6)  # share of the vectors on the nearer side of a cut
-MAX_SWEEPS = 30  # over a cell; sweeps end earlier, when no swap helps
+__all__ = ["Space", "balanced_clusters", "cohesion", "diverse_clusters", "quantise"]
 
-
-def quantise(embeddings: NDArray[np.floating], ids: Sequence[str]) -> Vectors:
-    """Whole numbers float32 [N, D]: each row scaled to length NORM and rounded. A row of zeros stays zero.
-
-    Raises ValueError naming an id when a row holds a value that is not finite.
-    """
-    vectors = np.empty(embeddings.shape, np.float32)
-    for start in range(0, len(vectors), 65536):
-        piece = np.asarray(embeddings[start : start + 65536], np.float32)
-        finite = np.isfinite(piece).all(axis=1)
-        if not finite.all():
-            first = start + int(np.flatnonzero(~finite)[0])
-            raise ValueError(f"--embeddings: the vector of video '{ids[first]}' (row {first}) is not finite")
-        # Largest value first: the square of a large float16 would leave float32's range.
-        piece = piece / np.maximum(np.abs(piece).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        lengths = np.sqrt(np.square(piece).sum(axis=1, keepdims=True))
-        vectors[start : start + 65536] = np.rint(piece * (NORM / np.maximum(lengths, 0.5)))
-    return vectors
+PEEL_CELL = 131_072  # vectors among which the nearest are looked for
+PASS_CELL = 16_384  # vectors among which clusters look for each other
+SWAP_CELL = 512  # vectors that are swapped with each other: similarities of a cell take SWAP_CELL**2 float32 = 1 MB
+FEWEST = 4  # clusters in such a cell, where their size allows
+LARGEST_SWAP_CELL = 8192  # above it clusters stay as they were peeled
+PASSES = 2
 
 
-def cohesion(vectors: Vectors, labels: NDArray[np.int64]) -> float:
-    """Mean cosine of each clustered vector to the mean of its cluster, in [-1, 1]; labels below 0 are in none."""
-    members = np.flatnonzero(labels >= 0)
-    order = members[np.argsort(labels[members], kind="stable")]
-    size = int(np.count_nonzero(labels == labels[order[0]]))
-    total = 0.0
-    for start in range(0, len(order), 8192 * size):
-        group = vectors[order[start : start + 8192 * size]].reshape(-1, size, vectors.shape[1]).astype(np.float64)
-        mean = group.sum(axis=1, keepdims=True)
-        lengths = np.sqrt(np.square(group).sum(axis=2) * np.square(mean).sum(axis=2))
-        total += float(((group * mean).sum(axis=2) / np.maximum(lengths, 1e-12)).sum())
-    return total / len(order)
+@dataclass(frozen=True)
+class Space:
+    """Similarity of two rows: the dot product of `near`, less that of `far` where there is one. Both [N, D]."""
+
+    near: Vectors
+    far: Vectors | None = None
+
+    def among(self, rows: Rows) -> NDArray[np.float32]:
+        """Similarities [n, n] of the rows to each other, whole numbers."""
+        first = self.near[rows].astype(np.float32)
+        similarity = first @ first.T
+        if self.far is not None:
+            second = self.far[rows].astype(np.float32)
+            similarity -= second @ second.T
+        return similarity
+
+    def between(self, rows: Rows, others: Rows) -> NDArray[np.float32]:
+        """Similarities [b, k] of each of the rows [b] to its own others [b, k]."""
+        found = _dots(self.near, rows, others)
+        return found if self.far is None else found - _dots(self.far, rows, others)
 
 
-def balanced_clusters(vectors: Vectors, size: int, seed: int) -> NDArray[np.int64]:
+def _dots(vectors: Vectors, rows: Rows, others: Rows) -> NDArray[np.float32]:
+    return (vectors[others].astype(np.float32) @ vectors[rows].astype(np.float32)[:, :, None])[:, :, 0]
+
+
+def balanced_clusters(vectors: Vectors, size: int, seed: int, far: Vectors | None = None) -> Rows:
     """Labels int64 [N]: 0, 1, ... on exactly `size` vectors each, -1 on the N mod size least like the mean of all.
 
-    vectors: from `quantise`; N >= size. Zero and equal vectors are clustered in order of their rows.
+    vectors: from `quantise`; N >= size. far: other vectors of the same rows, in which members of a cluster are to be
+    unlike (they may not be of another width only to be left out). Zero and equal vectors are clustered as any others.
     """
     assert len(vectors) >= size >= 1
-    labels = np.full(len(vectors), -1, np.int64)
-    members = _without_remainder(vectors, size)
-    cell_size = max(size, CELL // size * size)
-    label = 0
-    with tqdm(total=len(members), unit="video", desc="cluster") as bar:
-        for cell in _cut(vectors, members, size, cell_size, np.random.default_rng(seed)):
-            for group in _cluster_cell(vectors[cell], size, np.random.default_rng([seed, label])):
-                labels[cell[group]] = label
-                label += 1
+    space = Space(vectors, far)
+    rng = np.random.default_rng(seed)
+    signs = projection(vectors.shape[1], rng)
+    rows = _without_remainder(vectors, size)
+    found = []
+    with tqdm(total=len(rows) * (1 + PASSES), unit="video", desc="cluster") as bar:
+        for cell in regional_cells(vectors, rows, size, PEEL_CELL, rng):
+            found.append(cell[peel(space, cell, size, rng, signs)])
             bar.update(len(cell))
-    return labels
+        clusters = np.concatenate(found)
+        for _ in range(PASSES):
+            clusters = _improving_pass(space, clusters, rng, signs, bar)
+    return _labels(clusters, len(vectors))
 
 
-def _without_remainder(vectors: Vectors, size: int) -> NDArray[np.int64]:
+def diverse_clusters(vectors: Vectors, size: int, seed: int) -> Rows:
+    """As `balanced_clusters`, of vectors as unlike each other as can be; -1 is on a random N mod size.
+
+    Neighbours are dealt to different clusters, then pairs are swapped within cells of random clusters.
+    """
+    assert len(vectors) >= size >= 1
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(vectors))[: len(vectors) // size * size])
+    num_groups = len(rows) // size
+    # Cells in order are neighbours: each cluster takes its members from `size` stretches far apart.
+    order = np.concatenate(list(cut(vectors, rows, 1, SWAP_CELL, rng)))
+    clusters = rng.permuted(order.reshape(size, num_groups), axis=1).T.copy()
+    space = Space(vectors)
+    with tqdm(total=len(rows) * PASSES, unit="video", desc="cluster") as bar:
+        for _ in range(PASSES):
+            shuffled = rng.permutation(num_groups)
+            cap = _clusters_in_a_cell(size)
+            for start in range(0, num_groups, cap) if cap else ():
+                cell = shuffled[start : start + cap]
+                members = clusters[cell].ravel()
+                numbers = np.arange(len(members)).reshape(-1, size)
+                improve(-space.among(members), numbers)
+                clusters[cell] = members[numbers]
+            bar.update(len(rows))
+    return _labels(clusters, len(vectors))
+
+
+def _improving_pass(
+    space: Space, clusters: Rows, rng: np.random.Generator, signs: NDArray[np.float32] | None, bar: tqdm[None]
+) -> Rows:
+    """The clusters [G, size] after swaps, in another order."""
+    size = clusters.shape[1]
+    cap = _clusters_in_a_cell(size)
+    if not cap:
+        bar.update(clusters.size)
+        return clusters
+    means = _means(space.near, clusters)
+    done = []
+    for numbers in regional_cells(means, np.arange(len(clusters)), 1, max(1, PASS_CELL // size), rng):
+        region = clusters[numbers]
+        members = project(space.near, region.ravel(), signs)
+        sums = members.reshape(*region.shape, -1).sum(axis=1)
+        for cell in cells_of_clusters(members, region, at_length(sums), cap, rng):
+            rows = region[cell].ravel()
+            inside = np.arange(len(rows)).reshape(-1, size)
+            improve(space.among(rows), inside)
+            done.append(rows[inside])
+            bar.update(len(rows))
+    return np.concatenate(done)
+
+
+def _clusters_in_a_cell(size: int) -> int:
+    """0 when clusters are too large for swaps, or single vectors."""
+    cap = max(SWAP_CELL // size, FEWEST)
+    return 0 if size == 1 else min(cap, LARGEST_SWAP_CELL // size) if 2 * size <= LARGEST_SWAP_CELL else 0
+
+
+def _means(vectors: Vectors, clusters: Rows) -> Vectors:
+    """Directions of the clusters' means, int16 [G, D]."""
+    size = clusters.shape[1]
+    means = np.empty((len(clusters), vectors.shape[1]), np.int16)
+    step = max(1, PIECE // size)
+    for start in range(0, len(clusters), step):
+        group = vectors[clusters[start : start + step].ravel()].reshape(-1, size, vectors.shape[1])
+        means[start : start + step] = at_length(group.sum(axis=1, dtype=np.int64).astype(np.float64))
+    return means
+
+
+def _without_remainder(vectors: Vectors, size: int) -> Rows:
+    rows = np.arange(len(vectors))
     rest = len(vectors) % size
     if not rest:
-        return np.arange(len(vectors))
-    likeness = vectors @ _as_direction(vectors.sum(axis=0, dtype=np.float64))
-    return np.sort(np.argsort(-likeness, kind="stable")[: len(vectors) - rest])
+        return rows
+    total = np.zeros(vectors.shape[1])
+    for start in range(0, len(vectors), PIECE):
+        total += vectors[start : start + PIECE].sum(axis=0, dtype=np.int64)
+    return np.sort(np.argsort(-likeness(vectors, rows, as_direction(total)), kind="stable")[: len(rows) - rest])
 
 
-def _as_direction(vector: NDArray[np.float64]) -> Vectors:
-    """The vector at length NORM in whole numbers; zero stays zero."""
-    vector = vector / max(float(np.abs(vector).max()), 1e-300)
-    return np.rint(vector * (NORM / max(float(np.sqrt(np.square(vector).sum())), 0.5))).astype(np.float32)
-
-
-def _cut(
-    vectors: Vectors, members: NDArray[np.int64], size: int, cell_size: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """Cells of at most `cell_size` rows, each a multiple of `size`; neighbours in order are neighbours in space."""
-    stack = [members]
-    while stack:
-        rows = stack.pop()
-        if len(rows) <= cell_size:
-            yield rows
-            continue
-        near, far = _halves(vectors, rows, size, rng)
-        stack += [far, near]
-
-
-def _halves(
-    vectors: Vectors, rows: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both sides of a cut across the principal direction, at a multiple of `size` somewhere around the middle.
-
-    Where exactly is drawn: so another seed gives other clusters of the same quality.
-    """
-    sample = rows if len(rows) <= DIRECTION_SAMPLE else np.sort(rng.choice(rows, DIRECTION_SAMPLE, replace=False))
-    direction = _principal_direction(vectors[sample], rng)
-    heights = np.concatenate([vectors[rows[i : i + 65536]] @ direction for i in range(0, len(rows), 65536)])
-    order = rows[np.argsort(heights, kind="stable")]
-    groups = len(rows) // size
-    middle = size * min(max(1, round(groups * rng.uniform(*CUT_AT))), groups - 1)
-    return np.sort(order[:middle]), np.sort(order[middle:])
-
-
-def _principal_direction(sample: Vectors, rng: np.random.Generator) -> Vectors:
-    """Direction of greatest variance by power iteration, in whole numbers of length NORM.
-
-    Sums over the sample are exact too: heights below 2**23 times values below 2**11 over 2**13 rows stay below 2**53.
-    """
-    transposed = sample.astype(np.float64).T
-    direction = _as_direction(rng.standard_normal(sample.shape[1]))
-    for _ in range(POWER_STEPS):
-        heights = (sample @ direction).astype(np.float64)
-        direction_before = direction
-        direction = _as_direction(transposed @ (heights - np.rint(heights.mean())))
-        if not direction.any():
-            return direction_before
-    return direction
-
-
-def _cluster_cell(vectors: Vectors, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Rows of a cell in groups of `size`."""
-    groups = list(_cut(vectors, np.arange(len(vectors)), size, size, rng))
-    labels = np.empty(len(vectors), np.int64)
-    for label, group in enumerate(groups):
-        labels[group] = label
-    _improve(vectors @ vectors.T, labels, len(groups))
-    order = np.argsort(labels, kind="stable")
-    yield from order.reshape(len(groups), size)
-
-
-def _improve(similarity: NDArray[np.float32], labels: NDArray[np.int64], num_groups: int) -> None:
-    """Swap pairs between groups, in place, as long as that raises the sum of similarities within groups.
-
-    similarity: whole numbers [n, n]. Each row in turn takes the best swap there is for it; ties go to the lower row.
-    """
-    n = len(labels)
-    if num_groups < 2:
-        return
-    similarity = similarity.astype(np.float64)
-    # pull[i, g]: sum of the similarities of row i to the members of group g, itself included in its own group.
-    pull = similarity @ np.eye(num_groups)[labels]
-    own = similarity.diagonal().copy()
-    rows = np.arange(n)
-    for _ in range(MAX_SWEEPS):
-        swapped = 0
-        for i in range(n):
-            here = labels[i]
-            stay = pull[rows, labels] - own
-            # Row i moves to j's group (without j), row j to i's group (without i).
-            gain = pull[i, labels] + pull[:, here] - 2 * similarity[i] - stay[i] - stay
-            gain[labels == here] = 0
-            j = int(np.argmax(gain))
-            if gain[j] > 0:
-                there = labels[j]
-                change = similarity[:, j] - similarity[:, i]
-                pull[:, here] += change
-                pull[:, there] -= change
-                labels[i], labels[j] = there, here
-                swapped += 1
-        if not swapped:
-            break
+def _labels(clusters: Rows, count: int) -> Rows:
+    """Labels in the order of the clusters' first rows, so that equal clusters have equal numbers."""
+    labels = np.full(count, -1, np.int64)
+    order = np.argsort(clusters.min(axis=1), kind="stable")
+    labels[clusters[order]] = np.arange(len(clusters))[:, None]
+    return labels

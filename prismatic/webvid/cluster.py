@@ -6,56 +6,22 @@ Owns who takes part, what happens to the remainder, and the file. The methods se
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prismatic.conf.webvid import ClusterConfig
-from prismatic.registry import Registry
-from prismatic.webvid.balanced import balanced_clusters, cohesion, quantise
 from prismatic.webvid.catalog import read_catalog
 from prismatic.webvid.files import epoch_path, read_text, write_rows
+from prismatic.webvid.methods import LEFT_OUT, METHODS, Labels, Videos, random_clusters
+from prismatic.webvid.quantised import Rows, Vectors, cohesion, cohesion_bound, cohesion_floor
+
+__all__ = ["LEFT_OUT", "METHODS", "Videos", "cluster", "read_embeddings", "read_videos"]
 
 log = logging.getLogger(__name__)
 
-Labels = NDArray[np.int64]
-LEFT_OUT = -1
-"""Label of a video that is in no cluster."""
-
-
-@dataclass(frozen=True)
-class Videos:
-    """Who takes part. embeddings: float16 or float32 [N, D], a row for each id, or None."""
-
-    ids: list[str]
-    captions: list[str]
-    embeddings: NDArray[np.floating] | None
-
-
-Method = Callable[[Videos, int, int], Labels]
-"""(videos, L, seed) -> labels int64 [N]: 0, 1, 2, ... on exactly L videos each, LEFT_OUT on the N mod L others."""
-METHODS: Registry[Method] = Registry("cluster method", flag="--method")
-
-
-@METHODS.register("random")
-def random_clusters(videos: Videos, size: int, seed: int) -> Labels:
-    """A shuffle cut into pieces; the remainder is the end of the shuffle."""
-    count = len(videos.ids)
-    labels = np.full(count, LEFT_OUT, np.int64)
-    order = np.random.default_rng(seed).permutation(count)[: count - count % size]
-    labels[order] = np.arange(len(order)) // size
-    return labels
-
-
-@METHODS.register("visual")
-def visual_clusters(videos: Videos, size: int, seed: int) -> Labels:
-    """Videos whose embeddings point the same way; the remainder is what is least like the mean of all."""
-    if videos.embeddings is None:
-        raise ValueError("--method visual needs --embeddings DIR, a folder with embeddings.npy and ids.txt")
-    return balanced_clusters(quantise(videos.embeddings, videos.ids), size, seed)
+LISTED = 20  # videos left out that the summary names
 
 
 def cluster(cfg: ClusterConfig) -> str:
@@ -82,26 +48,37 @@ def cluster(cfg: ClusterConfig) -> str:
         )
         left_out = [videos.ids[i] for i in np.flatnonzero(labels == LEFT_OUT).tolist()]
         lines.append(f"{output}: {len(members) // size} clusters of exactly {size} from {count} videos ({cfg.method})")
-        if videos.embeddings is not None:
-            lines.append(
-                f"  cohesion (mean cosine to the cluster's mean): {_cohesions(videos, labels, size, cfg.seed)}"
-            )
+        lines += _measured(videos, labels, size, cfg)
         if left_out:
-            lines.append(f"  left out, {count} mod {size} = {len(left_out)}: {', '.join(left_out)}")
+            more = "" if len(left_out) <= LISTED else f" and {len(left_out) - LISTED} more"
+            named = ", ".join(left_out[:LISTED])
+            lines.append(f"  left out, {count} mod {size} = {len(left_out)}: {named}{more}")
     return "\n".join(lines)
 
 
-def _cohesions(videos: Videos, labels: Labels, size: int, seed: int) -> str:
-    assert videos.embeddings is not None
-    vectors = quantise(videos.embeddings, videos.ids)
-    chance = cohesion(vectors, random_clusters(videos, size, seed))
-    return f"{cohesion(vectors, labels):.4f}, of random clusters {chance:.4f}"
+def _measured(videos: Videos, labels: Labels, size: int, cfg: ClusterConfig) -> list[str]:
+    """Cohesion in look, and in words where the method looks at them, beside what chance gives and what can be had."""
+    if size == 1:
+        return []
+    kinds: list[tuple[str, Vectors]] = []
+    if videos.embeddings is not None:
+        kinds.append(("look", videos.looks))
+    if cfg.method in ("caption", "hybrid", "hard"):
+        kinds.append(("caption", videos.words))
+    chance = random_clusters(videos, size, cfg.seed)
+    lines = []
+    for name, vectors in kinds:
+        told = f"{cohesion(vectors, labels):.4f}, of random clusters {cohesion(vectors, chance):.4f}"
+        told += f", at most about {cohesion_bound(vectors, size, cfg.seed):.4f}"
+        told += f", at least {cohesion_floor(vectors):.4f}" if cfg.method == "diverse" else ""
+        lines.append(f"  cohesion in {name} (mean cosine to the cluster's mean): {told}")
+    return lines
 
 
 def read_videos(cfg: ClusterConfig) -> Videos:
     """Who takes part: the usable rows of the catalog, those with an embedding where there are embeddings.
 
-    Raises ValueError when an embedding belongs to no id or the files do not fit each other.
+    Raises ValueError when no embedding belongs to an id or the files do not fit each other.
     """
     captions: dict[str, str] | None = None
     if cfg.catalog is not None:
@@ -109,37 +86,53 @@ def read_videos(cfg: ClusterConfig) -> Videos:
         captions = {video_id: found.captions[row] for video_id, row in found.usable().items()}
         if not captions:
             raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
-    if cfg.embeddings is None:
-        assert captions is not None
-        return Videos(list(captions), list(captions.values()), None)
-    ids, matrix = read_embeddings(cfg.embeddings)
-    if captions is None:
-        return Videos(ids, [""] * len(ids), matrix)
-    rows = [i for i, video_id in enumerate(ids) if video_id in captions]
-    if not rows:
-        raise ValueError(f"--embeddings {cfg.embeddings}: none of its ids is a usable video of --catalog {cfg.catalog}")
-    without = len(captions) - len(rows)
+    folders = {"--embeddings": cfg.embeddings, "--caption_embeddings": cfg.caption_embeddings}
+    given = {flag: (folder, *read_embeddings(folder, flag)) for flag, folder in folders.items() if folder is not None}
+    places = {flag: {video_id: i for i, video_id in enumerate(named)} for flag, (_, named, _) in given.items()}
+    named = next(iter(given.values()))[1] if given else list(captions or ())
+    known = [*places.values(), *([captions] if captions is not None else [])]
+    ids = [i for i in named if all(i in ids for ids in known)]
+    if not ids:
+        told = " and ".join(f"{flag} {folder}" for flag, (folder, _, _) in given.items())
+        raise ValueError(f"{told}: none of its ids is a usable video of --catalog {cfg.catalog}")
+    without = len(captions if captions is not None else named) - len(ids)
     if without:
-        log.warning("%d usable videos of the catalog have no embedding and take no part", without)
-    kept = [ids[i] for i in rows]
-    return Videos(kept, [captions[i] for i in kept], matrix if len(rows) == len(ids) else matrix[rows])
+        log.warning("%d usable videos have no embedding and take no part", without)
+    return Videos(
+        ids,
+        [captions[i] for i in ids] if captions is not None else [""] * len(ids),
+        given["--embeddings"][2] if "--embeddings" in given else None,
+        _rows(ids, places.get("--embeddings")),
+        given["--caption_embeddings"][2] if "--caption_embeddings" in given else None,
+        _rows(ids, places.get("--caption_embeddings")),
+        cfg.caption_weight,
+        cfg.output.parent if cfg.output.parent.is_dir() else None,
+    )
 
 
-def read_embeddings(folder: Path) -> tuple[list[str], NDArray[np.floating]]:
+def _rows(ids: list[str], places: dict[str, int] | None) -> Rows | None:
+    """The row of each id; None when they are 0, 1, 2, ... to the end, or there are no rows."""
+    if places is None:
+        return None
+    rows = np.fromiter((places[i] for i in ids), np.int64, len(ids))
+    return None if len(rows) == len(places) and (rows == np.arange(len(rows))).all() else rows
+
+
+def read_embeddings(folder: Path, flag: str = "--embeddings") -> tuple[list[str], NDArray[np.floating]]:
     """(ids, matrix [N, D] of float16 or float32, mapped from the disk). Raises ValueError when they do not fit."""
     file = folder / "embeddings.npy"
     if not file.is_file():
-        raise ValueError(f"--embeddings {folder}: it holds no embeddings.npy")
-    ids = read_text(folder / "ids.txt", "--embeddings").splitlines()
+        raise ValueError(f"{flag} {folder}: it holds no embeddings.npy")
+    ids = read_text(folder / "ids.txt", flag).splitlines()
     try:
         matrix = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"--embeddings {file}: not a NumPy array ({error})") from error
+        raise ValueError(f"{flag} {file}: not a NumPy array ({error})") from error
     if matrix.ndim != 2 or matrix.dtype not in (np.float16, np.float32) or len(matrix) != len(ids):
         raise ValueError(
-            f"--embeddings {folder}: expected float16 or float32 [N, D] with one line of ids.txt a row, got "
+            f"{flag} {folder}: expected float16 or float32 [N, D] with one line of ids.txt a row, got "
             f"{matrix.dtype} {list(matrix.shape)} and {len(ids)} ids"
         )
     if len(set(ids)) != len(ids):
-        raise ValueError(f"--embeddings {folder}: ids.txt names a video twice")
+        raise ValueError(f"{flag} {folder}: ids.txt names a video twice")
     return ids, matrix

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prismatic.webvid.balanced import NORM, balanced_clusters, cohesion, quantise
+from prismatic.webvid import balanced
+from prismatic.webvid.balanced import balanced_clusters, diverse_clusters
+from prismatic.webvid.quantised import NORM, cohesion, cohesion_bound, cohesion_floor, cohesions, quantise
 
 
 def _vectors(count: int, dim: int, seed: int = 0, spread: float = 0.5) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -43,11 +46,11 @@ def test_what_belongs_together_is_found() -> None:
     assert found > chance + 0.9 * (ideal - chance)
 
 
-def test_swaps_bring_more_than_cuts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, _ = _vectors(1600, 32, spread=0.5)
+def test_swaps_bring_more_than_peeling_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, _ = _vectors(1600, 32, spread=1.0)
     found = cohesion(vectors, balanced_clusters(vectors, 8, seed=7))
-    monkeypatch.setattr("prismatic.webvid.balanced.MAX_SWEEPS", 0)
-    assert found > cohesion(vectors, balanced_clusters(vectors, 8, seed=7)) + 0.02
+    monkeypatch.setattr(balanced, "PASSES", 0)
+    assert found > cohesion(vectors, balanced_clusters(vectors, 8, seed=7)) + 0.01
 
 
 def test_the_same_seed_gives_the_same_and_another_one_others() -> None:
@@ -63,7 +66,9 @@ _THREADS = """
 import hashlib, sys
 import numpy as np
 from prismatic.webvid.balanced import balanced_clusters, quantise
-raw = np.random.default_rng(0).standard_normal((4001, 96)).astype(np.float32)
+import prismatic.webvid.balanced as b
+b.PEEL_CELL, b.PASS_CELL = 2048, 1024
+raw = np.random.default_rng(0).standard_normal((4001, 600)).astype(np.float32)
 labels = balanced_clusters(quantise(raw, ["x"] * 4001), 8, seed=7)
 print(hashlib.sha256(labels.tobytes()).hexdigest())
 """
@@ -82,6 +87,7 @@ def test_the_order_of_summation_does_not_matter() -> None:
     """The reason for the above: products of quantised vectors are exact in float32."""
     vectors, _ = _vectors(512, 300)
     shuffled = np.random.default_rng(1).permutation(300)
+    vectors = vectors.astype(np.float32)
     products = vectors @ vectors.T
     assert (products == vectors[:, shuffled] @ vectors[:, shuffled].T).all()
     assert (products == vectors.astype(np.float64) @ vectors.T.astype(np.float64)).all()
@@ -93,6 +99,8 @@ def test_odd_vectors() -> None:
     zeros = quantise(np.zeros((9, 4), np.float16), ["x"] * 9)
     assert _sizes(balanced_clusters(zeros, 4, seed=7)) == {4}
     assert cohesion(zeros, balanced_clusters(zeros, 4, seed=7)) == 0.0
+    copies = quantise(np.repeat(np.eye(6, dtype=np.float32), [40, 1, 1, 1, 1, 1], axis=0), ["x"] * 45)
+    assert _sizes(balanced_clusters(copies, 4, seed=7)) == {4}
     large = quantise(np.array([[60000.0, 60000.0], [1e-7, 0.0]], np.float16), ["a", "b"])
     assert np.abs(np.linalg.norm(large, axis=1) - NORM).max() < 1.0
     with pytest.raises(ValueError, match=r"video 'b' \(row 1\) is not finite"):
@@ -103,3 +111,62 @@ def test_cohesion_worked_out_by_hand() -> None:
     vectors = quantise(np.array([[1, 0], [0, 1], [1, 0], [1, 0], [5, 5]], np.float32), list("abcde"))
     labels = np.array([0, 0, 1, 1, -1])
     assert cohesion(vectors, labels) == pytest.approx((2 * np.sqrt(0.5) + 2) / 4, abs=1e-3)
+    assert cohesions(vectors, labels) == pytest.approx([np.sqrt(0.5), 1.0], abs=1e-3)
+
+
+def test_cells_smaller_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 10 million vectors go through, at a size that can be tested."""
+    monkeypatch.setattr(balanced, "PEEL_CELL", 512)
+    monkeypatch.setattr(balanced, "PASS_CELL", 256)
+    vectors, belongs = _vectors(4003, 64, spread=0.2)
+    labels = balanced_clusters(vectors, 8, seed=7)
+    assert _sizes(labels) == {8}
+    assert (labels < 0).sum() == 3
+    whole = np.where(belongs == belongs.max(), -1, belongs)
+    ideal, chance = cohesion(vectors, whole), cohesion(vectors, np.sort(labels))
+    assert cohesion(vectors, labels) > chance + 0.5 * (ideal - chance)
+
+
+def test_no_clusters_exceed_the_bounds() -> None:
+    vectors, belongs = _vectors(400, 32, spread=0.3)
+    assert cohesion(vectors, belongs) <= cohesion_bound(vectors, 8, seed=0)
+    assert cohesion_bound(vectors, 8, seed=0) < cohesion(vectors, belongs) + 0.1
+    diverse = diverse_clusters(vectors, 8, seed=7)
+    assert cohesion_floor(vectors) <= cohesion(vectors, diverse)
+
+
+def test_diverse_clusters_are_less_alike_than_chance() -> None:
+    vectors, _ = _vectors(803, 32, spread=0.3)
+    labels = diverse_clusters(vectors, 8, seed=7)
+    assert _sizes(labels) == {8}
+    assert (labels < 0).sum() == 3
+    chance = np.sort(labels)
+    floor = cohesion_floor(vectors)
+    assert cohesion(vectors, labels) - floor < 0.5 * (cohesion(vectors, chance) - floor)
+    assert (diverse_clusters(vectors, 8, seed=7) == labels).all()
+
+
+def test_hard_clusters_are_near_in_one_and_far_in_the_other() -> None:
+    vectors, _ = _vectors(800, 64, spread=0.3)
+    # Half of what a vector's neighbours say is what it says itself.
+    words, _ = _vectors(800, 32, seed=1)
+    near = balanced_clusters(vectors, 8, seed=7)
+    said = words.copy()
+    for group in range(0, 100):
+        members = np.flatnonzero(near == group)
+        said[members[:4]] = said[members[0]]
+    plain, hard = near, balanced_clusters(vectors, 8, seed=7, far=said)
+    assert cohesion(said, hard) < cohesion(said, plain) - 0.05
+    assert cohesion(vectors, hard) > cohesion(vectors, np.arange(800) // 8) + 0.1
+
+
+def test_a_scratch_file_gives_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    raw = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float16)
+    in_memory = quantise(raw, ["x"] * 300)
+    monkeypatch.setattr("prismatic.webvid.quantised.IN_MEMORY", 1000)
+    on_disk = quantise(raw, ["x"] * 300, scratch=tmp_path)
+    assert isinstance(on_disk, np.memmap)
+    assert (on_disk == in_memory).all()
+    assert not list(tmp_path.iterdir())
+    rows = np.array([5, 2, 9])
+    assert (quantise(raw, ["a", "b", "c"], rows) == in_memory[rows]).all()

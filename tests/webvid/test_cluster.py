@@ -106,7 +106,9 @@ def test_bad_input(tmp_path: Path) -> None:
     bad: list[tuple[ClusterConfig, str]] = [
         (ClusterConfig(), "needs --catalog FILE or --embeddings DIR"),
         (ClusterConfig(catalog=good, method="rnadom"), "did you mean 'random'"),
-        (ClusterConfig(catalog=good, method="visual"), "--method visual needs --embeddings"),
+        (ClusterConfig(catalog=good, method="visual"), "needs --embeddings DIR"),
+        (ClusterConfig(embeddings=_embeddings(tmp_path / "mute", list("abcd")), method="hard"), "needs captions"),
+        (ClusterConfig(catalog=good, caption_weight=1.5), "--caption_weight must be from 0 to 1"),
         (ClusterConfig(catalog=good, videos_per_cluster=5), "--videos_per_cluster 5 is more than the 4 usable videos"),
         (ClusterConfig(catalog=good, videos_per_cluster=0), "--videos_per_cluster must be at least 1"),
         (ClusterConfig(catalog=_catalog(tmp_path / "b.parquet", 2, (0, 1))), "no row has status ok"),
@@ -130,3 +132,61 @@ def test_bad_input(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=said):
             cluster(cfg)
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("method", ["random", "visual", "caption", "hybrid", "diverse", "hard"])
+def test_every_method_fills_clusters_exactly(tmp_path: Path, method: str) -> None:
+    cfg = ClusterConfig(
+        catalog=_catalog(tmp_path / "c.parquet", 45),
+        embeddings=_embeddings(tmp_path / "e", [f"v{i}" for i in range(45)]),
+        method=method,
+        output=tmp_path / "clusters.json",
+    )
+    told = cluster(cfg)
+    rows = _read(tmp_path / "clusters.json")
+    assert Counter(row["cluster"] for row in rows) == {str(i): 4 for i in range(11)}
+    assert len({row["video_id"] for row in rows}) == 44
+    assert "cohesion in look" in told
+    assert ("cohesion in caption" in told) == (method in ("caption", "hybrid", "hard"))
+    before = (tmp_path / "clusters.json").read_bytes()
+    cluster(cfg)
+    assert (tmp_path / "clusters.json").read_bytes() == before
+
+
+def _said(path: Path, captions: list[str]) -> Path:
+    rows = [{"id": f"v{i}", "path": f"v{i}.mp4", "caption": text, "status": "ok"} for i, text in enumerate(captions)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA), path)
+    return path
+
+
+def test_captions_of_the_same_words_come_together(tmp_path: Path) -> None:
+    animals = ["otter", "heron", "lynx", "newt", "viper"]
+    catalog = _said(
+        tmp_path / "c.parquet",
+        [f"A {a}, {place * 5 + i}th of all" for place in range(4) for i, a in enumerate(animals)],
+    )
+    cluster(ClusterConfig(catalog=catalog, method="caption", output=tmp_path / "c.json"))
+    found: dict[str, set[str]] = {}
+    for row in _read(tmp_path / "c.json"):
+        found.setdefault(row["cluster"], set()).add(row["caption"].split()[1])
+    assert all(len(kinds) == 1 for kinds in found.values())
+
+
+def test_caption_embeddings_go_before_words(tmp_path: Path) -> None:
+    folder = _embeddings(tmp_path / "t", [f"v{i}" for i in reversed(range(40))])
+    groups = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 4))
+    np.save(folder / "embeddings.npy", np.eye(10, dtype=np.float16)[groups[::-1]])
+    told = cluster(
+        ClusterConfig(
+            catalog=_catalog(tmp_path / "c.parquet", 40),
+            embeddings=_embeddings(tmp_path / "e", [f"v{i}" for i in range(40)]),
+            caption_embeddings=folder,
+            method="caption",
+            output=tmp_path / "c.json",
+        )
+    )
+    found: dict[str, set[int]] = {}
+    for row in _read(tmp_path / "c.json"):
+        found.setdefault(row["cluster"], set()).add(int(groups[int(row["video_id"][1:])]))
+    assert all(len(kinds) == 1 for kinds in found.values())
+    assert "cohesion in caption (mean cosine to the cluster's mean): 1.0000" in told
