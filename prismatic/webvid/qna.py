@@ -18,8 +18,7 @@ from prismatic.conf.webvid_rows import QnaConfig
 from prismatic.webvid.catalog import read_catalog
 from prismatic.webvid.files import read_rows, read_text, write_rows
 from prismatic.webvid.rows import listed, matching_files, share
-from prismatic.webvid.weave import _below as below
-from prismatic.webvid.weave import read_frame_folder
+from prismatic.webvid.weave import below, read_frame_folder
 
 _TYPE = re.compile(r"video_questions_([A-Za-z]+)")
 

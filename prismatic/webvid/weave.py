@@ -117,7 +117,7 @@ MediaColumns = Callable[[list[str], list[int]], tuple[dict[str, Any], str]]
 
 
 def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> MediaColumns:
-    prefix = _below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
+    prefix = below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
 
     def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
         videos = [prefix + found.paths[rows_of[i]] for i in ids]
@@ -130,9 +130,9 @@ def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> Me
 def _frame_rows(cfg: WeaveConfig) -> MediaColumns:
     assert cfg.frames is not None
     if is_shard_folder(cfg.frames):
-        return shard_rows(cfg.frames, _below(cfg.frames, cfg.media_root or cfg.frames, "--frames"))
+        return shard_rows(cfg.frames, below(cfg.frames, cfg.media_root or cfg.frames, "--frames"))
     root = cfg.frames
-    prefix = _below(root, cfg.media_root or root, "--frames")
+    prefix = below(root, cfg.media_root or root, "--frames")
 
     def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
         files = [f for i, n in zip(ids, frames, strict=True) for f in read_frame_folder(root / i).uniform(n)]
@@ -161,7 +161,7 @@ def read_frame_folder(folder: Path) -> FrameFolder:
     return FrameFolder(folder, tuple(names))
 
 
-def _below(folder: Path, root: Path, name: str) -> str:
+def below(folder: Path, root: Path, name: str) -> str:
     """What to put before a path relative to `folder` so that it is relative to `root`."""
     inner, outer = folder.resolve(), root.resolve()
     if not inner.is_relative_to(outer):
