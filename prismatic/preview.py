@@ -80,7 +80,6 @@ def describe(cfg: PretrainConfig) -> str:
 def without_weights(cfg: PretrainConfig, records: Sequence[Sequence[Record]]) -> tuple[PrismaticVLM, list[str]]:
     """The model on the meta device (tokenizer and sizes, no memory for weights), and what about it is estimated."""
     model = cfg.model
-    spec = llm_spec(model.llm_backbone_id)
 
     def build(published: bool) -> PrismaticVLM:
         weights_come = {"vision_backbone", *(["llm_backbone"] if published else [])}
@@ -93,8 +92,11 @@ def without_weights(cfg: PretrainConfig, records: Sequence[Sequence[Record]]) ->
         )
 
     with torch.device("meta"):
+        if model.model_path is not None:
+            return build(True), []
         if not model.pretrained_backbones:
             return build(False), []
+        spec = llm_spec(model.llm_backbone_id)
         try:
             return build(True), []
         except NotHereError as error:
@@ -226,7 +228,8 @@ def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], pro
     blocks = len(getattr(getattr(vision, "featurizer", None), "blocks", ())) or 24
     parts = (
         Part(
-            *(vision_size, vision_trained, vision_size, blocks, vision.embed_dim),
+            # A native tower does not tell its width and patches: the LLM's width and its own tokens stand in.
+            *(vision_size, vision_trained, vision_size, blocks, getattr(vision, "embed_dim", llm.embed_dim)),
             gradient="trained" if vision_trained else "none",
         ),
         Part(projector_size, projector_trained, projector_size, 0, llm.embed_dim, gradient="trained"),
@@ -238,7 +241,7 @@ def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], pro
     )
     load = Load(
         frames=sum(t.frames for t in sums) / rows,
-        patches=vision.num_patches,
+        patches=getattr(vision, "num_patches", None) or vlm.tokens_per_clip(1),
         visual=sum(t.visual for t in sums) / rows,
         text=sum(t.text for t in sums) / rows,
         labels=sum(t.labels for t in sums) / rows,
@@ -250,7 +253,7 @@ def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], pro
     return estimate(*parts, load, vocabulary=vocabulary, shards=shards, half=half)
 
 
-def _sizes(modules: list[torch.nn.Module]) -> tuple[int, int]:
-    """Weights of some modules, and how many of them are trained."""
-    parameters = [p for module in modules for p in module.parameters()]
+def _sizes(modules: list[torch.nn.Module | None]) -> tuple[int, int]:
+    """Weights of some modules (None: a native model has no aggregator), and how many of them are trained."""
+    parameters = [p for module in modules if module is not None for p in module.parameters()]
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
