@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,34 @@ def iter_lines(path: Path, flag: str) -> Iterator[dict[str, Any]]:
                 yield row
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag} {path}: not UTF-8 text ({error})") from error
+
+
+def iter_rows(path: Path, flag: str) -> Iterator[dict[str, Any]]:
+    """What `read_rows` gives, one at a time where the file allows it: JSON lines, or a list with one row a line, as
+    `write_rows` writes it. Any other list is read whole."""
+    if path.suffix == ".jsonl":
+        yield from iter_lines(path, flag)
+        return
+    done, comma = 0, True
+    if path.is_file():
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            plain = file.readline().strip() == "["
+            for line in file if plain else ():
+                text = line.strip()
+                if text == "]" and (not comma or not done) and not file.read().strip():
+                    return
+                if not comma:
+                    break
+                try:
+                    row = json.loads(text.removesuffix(","))
+                except json.JSONDecodeError:
+                    break
+                if not isinstance(row, dict) or "\N{REPLACEMENT CHARACTER}" in text:
+                    break
+                yield row
+                done, comma = done + 1, text.endswith(",")
+    # Not one row a line from here on, or not valid: the whole of it is read, and what is wrong is said.
+    yield from itertools.islice(read_rows(path, flag), done, None)
 
 
 def read_text(path: Path, flag: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prismatic.webvid.catalog import OK, Catalog
 from prismatic.webvid.cluster import read_embeddings
-from prismatic.webvid.files import read_rows, read_text
+from prismatic.webvid.files import iter_rows, read_text
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, cohesion_bound, cohesions, quantise
 
 EXAMPLES = 3  # ids that a reason of skipping is shown with
@@ -56,7 +56,7 @@ def read_cluster_rows(path: Path, catalog: Catalog) -> Clusters:
     """Clusters in the order of the file. Raises ValueError for an id that the catalog has not, or an empty file."""
     rows_of = {video_id: row for row, video_id in reversed(list(enumerate(catalog.ids)))}
     clusters: dict[str, list[int]] = {}
-    for number, row in enumerate(read_rows(path, "--clusters"), start=1):
+    for number, row in enumerate(iter_rows(path, "--clusters"), start=1):
         if "video_id" not in row or "cluster" not in row:
             raise ValueError(f"--clusters {path}: row {number} lacks video_id or cluster")
         place = rows_of.get(str(row["video_id"]))

@@ -19,7 +19,7 @@ from prismatic.conf.webvid import WeaveConfig
 from prismatic.data.weave import Shown, split_frames
 from prismatic.webvid.catalog import Catalog, read_catalog
 from prismatic.webvid.durations import read_durations
-from prismatic.webvid.files import epoch_path, read_rows, read_text, write_rows
+from prismatic.webvid.files import epoch_path, iter_rows, read_text, write_rows
 from prismatic.webvid.forms import FORMS
 from prismatic.webvid.shard_rows import is_shard_folder, shard_rows
 
@@ -65,7 +65,7 @@ def read_clusters(path: Path, rows_of: dict[str, int], catalog: Path) -> list[li
     """Ids of each cluster in the order of the file. Raises ValueError for ids that the catalog cannot use."""
     clusters: dict[str, list[str]] = {}
     unusable: list[str] = []
-    for number, row in enumerate(read_rows(path, "--clusters"), start=1):
+    for number, row in enumerate(iter_rows(path, "--clusters"), start=1):
         if "video_id" not in row or "cluster" not in row:
             raise ValueError(f"--clusters {path}: row {number} lacks video_id or cluster")
         video_id = str(row["video_id"])

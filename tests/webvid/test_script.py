@@ -27,7 +27,7 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_subcommands_and_an_example_for_each() -> None:
     listed = _run("--help")
     assert listed.returncode == 0
-    for name in ("catalog", "extract", "split", "embed", "cluster", "weave", *ROW_SUBCOMMANDS):
+    for name in ("catalog", "extract", "split", "embed", "cluster", "weave", "report", *ROW_SUBCOMMANDS):
         assert name in listed.stdout
         told = _run(name, "--help")
         assert told.returncode == 0
