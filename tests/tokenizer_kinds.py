@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from typing import Any
@@ -81,9 +82,13 @@ def _phi3() -> tuple[Tokenizer, dict[str, Any]]:
 KINDS = ("llama2-legacy", "llama2", "gemma", "llama3", "gpt2", "qwen2", "phi3")
 
 
-@cache
 def make(kind: str):
-    """The tokenizer of a kind, as transformers wraps it."""
+    """A tokenizer of a kind, as transformers wraps it: a copy of its own, to which a test may add tokens."""
+    return copy.deepcopy(_made(kind))
+
+
+@cache
+def _made(kind: str):
     from transformers import PreTrainedTokenizerFast
 
     if kind in ("llama2-legacy", "llama2"):
