@@ -25,4 +25,4 @@ format:
 	@$(ENV); ruff check --fix . && ruff format .
 
 bench:
-	@EXTRAS=bench . scripts/environment.sh; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file; done
+	@EXTRAS=bench . scripts/environment.sh; export OPENBLAS_NUM_THREADS=1; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file; done

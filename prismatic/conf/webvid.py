@@ -52,8 +52,8 @@ class ClusterConfig:
     --method random --output data/webvid/clusters.json
     Videos whose status in the catalog is not ok take no part. When their number is not a multiple of
     --videos_per_cluster, the remainder (fewer than one cluster) is left out and listed: random ones for random and
-    diverse, for the others the videos least like the mean of all. Time and memory grow with the number of videos N:
-    about a minute for 100,000 of 512 values, and 2 N D bytes beside the embeddings' own file.
+    diverse, for the others the videos least like the mean of all. Time and memory grow with the number of videos N
+    (docs/performance.md): set OPENBLAS_NUM_THREADS=1 on a busy machine. It takes 2 N D bytes beside the embeddings.
     """
 
     catalog: Path | None = None  # From `webvid.py catalog`; gives ids and captions. Not needed with --embeddings

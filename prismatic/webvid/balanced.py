@@ -58,7 +58,7 @@ def balanced_clusters(vectors: Vectors, size: int, seed: int, far: Vectors | Non
     """Labels int64 [N]: 0, 1, ... on exactly `size` vectors each, -1 on the N mod size least like the mean of all.
 
     vectors: from `quantise`; N >= size. far: other vectors of the same rows, in which members of a cluster are to be
-    unlike (they may not be of another width only to be left out). Zero and equal vectors are clustered as any others.
+    unlike (of any width). Zero and equal vectors are clustered as any others.
     """
     assert len(vectors) >= size >= 1
     space = Space(vectors, far)
