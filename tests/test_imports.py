@@ -68,7 +68,6 @@ def test_arrows_go_one_way(path: Path) -> None:
             continue
         other = name.split(".")[1]
         allowed = other == room or LAYERS[other] < LAYERS[room] or room == "__init__"
-        # One exception: models may read the table of published checkpoints, data rooms never see models.
         assert allowed, f"{path.relative_to(ROOT)} imports {name}: {room} may not import {other}"
 
 

@@ -12,10 +12,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 
 from prismatic import dist
+from prismatic.models.checkpoints import FROZEN_FILE
 from prismatic.models.llm import lora
 from prismatic.train import files
-
-FROZEN = "frozen-backbones.safetensors"
 
 
 def gather(vlm: nn.Module, modules: Collection[str]) -> dict[str, torch.Tensor]:
@@ -66,7 +65,7 @@ def save_frozen(folder: Path, vlm: nn.Module, modules: Sequence[str]) -> None:
 
     Raises CheckpointError on a full disk or without permission.
     """
-    path, partial = folder / FROZEN, folder / f".{FROZEN}{files.PARTIAL}"
+    path, partial = folder / FROZEN_FILE, folder / f".{FROZEN_FILE}{files.PARTIAL}"
     job = files.Writing(path, num_bytes(vlm, modules))
 
     def prepare() -> None:
@@ -90,7 +89,7 @@ def load_frozen(folder: Path, vlm: nn.Module) -> bool:
     """Load what `save_frozen` wrote into a sharded model; False when there is no such file."""
     from safetensors.torch import load_file
 
-    path = folder / FROZEN
+    path = folder / FROZEN_FILE
     if not path.exists():
         return False
     options = StateDictOptions(full_state_dict=True, strict=False)
