@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import overload
 
 import torch
 
 from prismatic.data.annotation_files import AnnotationError, read_rows
 from prismatic.data.media_paths import MediaRoot
+from prismatic.data.rows import RecordRows
 from prismatic.data.schemas import parse_row
 from prismatic.types import Medium, Record, Turn
 from prismatic.video.clip import DecoderMissingError, MediaError
@@ -29,7 +29,7 @@ __all__ = ["AnnotationError", "RecordTable", "check_media", "load_records"]
 log = logging.getLogger(__name__)
 
 
-class RecordTable(Sequence[Record]):
+class RecordTable(RecordRows):
     """Records as bytes in one shared block, made into objects when asked for.
 
     Millions of small objects would be copied into every worker process as soon as it reads them (their reference counts
@@ -50,19 +50,7 @@ class RecordTable(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        """One record, or a list of those of a slice. Raises IndexError."""
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+    def _record(self, at: int) -> Record:
         start, end = self._ends[at : at + 2].tolist()
         name, media, turns, source = marshal.loads(self._block[start:end].numpy().tobytes())
         return Record(name, tuple(Medium(*m) for m in media), tuple(Turn(*t) for t in turns), source)

@@ -14,6 +14,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from prismatic.data.rows import RecordRows
 from prismatic.types import Medium, Record, Turn
 
 RECENT = 1024  # woven rows kept
@@ -121,7 +122,7 @@ class WovenEpochs(Sequence[Sequence[Record]]):
         return (self[epoch] for epoch in range(len(self)))
 
 
-class WovenRows(Sequence[Record]):
+class WovenRows(RecordRows):
     """The examples of one epoch, each made when it is asked for. clusters: clip numbers [C, size]."""
 
     def __init__(self, epochs: WovenEpochs, epoch: int, clusters: NDArray[np.integer]) -> None:
@@ -141,19 +142,7 @@ class WovenRows(Sequence[Record]):
         kept = shuffled.shape[1] - shuffled.shape[1] % self._size
         return np.ascontiguousarray(shuffled[:, :kept]).reshape(-1, self._size)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        """One example, or a list of those of a slice. Raises IndexError."""
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+    def _record(self, at: int) -> Record:
         # A row is asked for twice when it is read by the process that has put its batch together by length.
         if at not in self._recent:
             if len(self._recent) >= RECENT:
