@@ -19,6 +19,7 @@ from prismatic.data.annotation_files import AnnotationError, read_rows
 from prismatic.data.media_paths import MediaRoot
 from prismatic.data.rows import RecordRows
 from prismatic.data.schemas import parse_row
+from prismatic.data.sizes import SizeTable
 from prismatic.types import Medium, Record, Turn
 from prismatic.video.clip import DecoderMissingError, MediaError
 from prismatic.video.shards import find_in_shard, is_shard_path
@@ -39,11 +40,14 @@ class RecordTable(RecordRows):
     def __init__(self, records: Iterable[Record]) -> None:
         block = bytearray()
         ends = [0]
+        sizes = SizeTable()
         for record in records:
+            sizes.add(record)
             media = tuple((medium.kind, medium.paths, medium.num_frames) for medium in record.media)
             turns = tuple((turn.role, turn.text) for turn in record.turns)
             block += marshal.dumps((record.id, media, turns, record.source))
             ends.append(len(block))
+        self.sizes = sizes.done()
         self._ends = torch.tensor(ends, dtype=torch.int64)
         self._block = torch.frombuffer(block, dtype=torch.uint8) if block else torch.empty(0, dtype=torch.uint8)
 

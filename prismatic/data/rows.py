@@ -6,11 +6,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import overload
 
+from prismatic.data.sizes import RowSizes
 from prismatic.types import Record
 
 
 class RecordRows(Sequence[Record]):
-    """A sequence of records over `_record(at)`; a slice of it is a list."""
+    """A sequence of records over `_record(at)`; a slice of it is a list. sizes: of all rows, where they are known."""
+
+    sizes: RowSizes | None = None
 
     @abstractmethod
     def _record(self, at: int) -> Record:
