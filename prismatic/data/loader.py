@@ -129,9 +129,7 @@ class StepLoader:
         self._loader = self._start()
 
     def _positions(self, epoch: int, start_step: int) -> Iterator[Positions]:
-        order = EpochOrder(
-            self.num_examples(epoch), self.seed, epoch, self.global_batch_size, self.shuffle
-        )
+        order = EpochOrder(self.num_examples(epoch), self.seed, epoch, self.global_batch_size, self.shuffle)
         groups = self.global_batch_size // self.per_device_batch_size
         for step in range(start_step, len(order)):
             rows, counted = order.step(step)

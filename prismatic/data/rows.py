@@ -33,3 +33,8 @@ class RecordRows(Sequence[Record]):
         if not 0 <= at < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         return self._record(at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]

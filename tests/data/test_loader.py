@@ -184,10 +184,10 @@ def _packed(**options: Any) -> StepLoader:
 
 
 def test_packed_steps_hold_the_same_examples_and_are_level() -> None:
-    packed, padded = list(_packed().iterate(0)), list(_packed().iterate(0))
+    packed, again = list(_packed().iterate(0)), list(_packed().iterate(0))
     for step, other in zip(packed, _loader(rows=101, global_batch_size=32).iterate(0), strict=True):
         assert sorted(n for b in step for n in b.ids) == sorted(n for b in other for n in b.ids)
-    assert _ids(packed) == _ids(padded)
+    assert _ids(packed) == _ids(again)
     sizes = [batch.positions for batch in packed[0]]
     assert len(sizes) == 8 and max(sizes) - min(sizes) <= 2 and all(b.input_ids.shape[0] == 1 for b in packed[0])
     assert all(batch.positions == batch.useful and batch.ids for step in packed for batch in step)
