@@ -92,7 +92,7 @@ class StepLoader:
 
         Raises SampleError for a broken sample, WorkerError when a reading process has died.
         """
-        self._schedule.positions = self._positions(epoch, start_step)
+        self._schedule.positions = self.positions(epoch, start_step)
         step: list[Batch] = []
         try:
             for batch in self._loader:
@@ -128,7 +128,8 @@ class StepLoader:
         """End the reading processes. The loader can be used again; it starts new ones."""
         self._loader = self._start()
 
-    def _positions(self, epoch: int, start_step: int) -> Iterator[Positions]:
+    def positions(self, epoch: int, start_step: int = 0) -> Iterator[Positions]:
+        """What `iterate` reads, one micro-batch of this process after another: the plan alone, no example is made."""
         order = EpochOrder(self.num_examples(epoch), self.seed, epoch, self.global_batch_size, self.shuffle)
         groups = self.global_batch_size // self.per_device_batch_size
         for step in range(start_step, len(order)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from prismatic import dist
 from prismatic.train import folder
 from prismatic.train.console import duration, short
+from prismatic.train.limits import TELL_AFTER
 from prismatic.train.metrics import Metrics
 from prismatic.train.step import Gradients
 from prismatic.types import Batch
@@ -73,11 +75,19 @@ def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
         if trainer.world.device.type == "cuda":
             parts.append(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         log.info(f"Done: {', '.join(parts)}")
+    if trainer.waits.steps > TELL_AFTER:
+        limit(trainer)
     log.info(_weights(trainer))
     if not code:
         log.info(f"Ask it:  python scripts/generate.py --model_path {trainer.run_dir} --media VIDEO --prompt QUESTION")
     if trainer.metrics is not None and trainer.metrics.unwritten:
         log.warning(f"{trainer.metrics.unwritten} rows of metrics could not be written: the disk is full")
+
+
+def limit(trainer: Trainer) -> None:
+    """Which side the run waits for, reading or computing."""
+    cores = (os.cpu_count() or 1) // trainer.world.local_world_size
+    log.info(trainer.waits.verdict(trainer.cfg.dataset.num_workers, cores))
 
 
 def start_metrics(trainer: Trainer) -> Metrics:

@@ -22,6 +22,7 @@ from prismatic.models.llm.lora import has_adapter
 from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
+from prismatic.train.limits import TELL_AFTER, WaitAccount
 from prismatic.train.metrics import Metrics
 from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
 from prismatic.train.seeding import seed_step
@@ -102,6 +103,7 @@ class Trainer:
         share = cfg.val_dataset.max_skipped_share if cfg.val_dataset is not None else 0.0
         path = run_dir / "skipped-validation.jsonl"
         self.validation_skips = SkipAccount(path, share, "--val_dataset.max_skipped_share")
+        self.waits = WaitAccount()
         self.metrics: Metrics | None = None
         self.losses: list[float] = []
         self.validation_loss: float | None = None
@@ -257,6 +259,10 @@ class Trainer:
 
     def _note_loss(self, facts: StepFacts) -> None:
         self.losses = [*self.losses, facts.loss][-WINDOW:]
+        if self.at.step_in_epoch > 1:
+            self.waits.add(facts.seconds, facts.data_wait)
+            if self.waits.steps == TELL_AFTER:
+                narration.limit(self)
         if self.metrics is not None:
             self.metrics.log_step(facts, self.mean_loss)
 
