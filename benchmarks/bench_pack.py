@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from prismatic.data import plan
 from prismatic.data.pack import collate
+from prismatic.models.llm.attention import use_attention
 from prismatic.models.llm.hf_causal import HFCausalLM
 from prismatic.types import IGNORE_INDEX, Batch, Example
 
@@ -41,7 +42,9 @@ def make_llm(layers: int, width: int) -> HFCausalLM:
         vocab_size=VOCABULARY,
         max_position_embeddings=16384,
     )
-    return HFCausalLM(LlamaForCausalLM(config).train(), None)  # type: ignore[arg-type]  no text is cut here
+    llm = HFCausalLM(LlamaForCausalLM(config).train(), None)  # type: ignore[arg-type]  no text is cut here
+    use_attention(llm, "auto", torch.device("cpu"), half=False)
+    return llm
 
 
 def make_examples(count: int, frames: list[int], per_frame: int, seed: int) -> list[Example]:
