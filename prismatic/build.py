@@ -186,9 +186,12 @@ def build_loader(
     stage = cfg.model.stage(cfg.stage)
     dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
     dataset.check()
-    packing = data.packing and vlm.llm_backbone.separates
+    packing = data.packing and vlm.llm_backbone.packs
     if data.packing and not packing:
-        log.info("--dataset.packing: rows are padded, because this LLM does not keep examples of a shared row apart")
+        log.info(
+            "--dataset.packing: rows are padded, because the attention of this LLM does not keep examples apart in "
+            "one row without a mask of all of it (on a GPU, --model.attention flex may)"
+        )
     return StepLoader(
         dataset,
         partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing),

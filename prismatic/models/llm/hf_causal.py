@@ -76,6 +76,14 @@ class HFCausalLM(KeepsFrequencies):
         """Whether attention stops where position ids restart."""
         return self.llm.config.get_text_config().model_type in SEPARATES_BY_POSITION
 
+    @property
+    def packs(self) -> bool:
+        """Whether examples may share one row: attention stops between them, and makes no mask of the whole row.
+
+        Such a mask would grow with the square of the row, above what the examples take one by one.
+        """
+        return self.separates and (self._one_row or self.llm.config._attn_implementation == "flex_attention")
+
     def used_parameters(self) -> Iterable[nn.Parameter]:
         """What a stage that trains the LLM trains: all of it, or its adapters alone where it has some."""
         return self.parameters() if self.adapter is None else adapter_parameters(self)
