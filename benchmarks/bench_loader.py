@@ -33,6 +33,8 @@ from PIL import Image
 from prismatic.data.feature_cache import FeatureCache
 from prismatic.data.feature_cache_reader import CachedReader
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 
 from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset
@@ -148,7 +150,6 @@ def loaded(material: Material, read: Callable[[int], torch.Tensor]) -> Pass:
 
 def letterboxed(image: Image.Image) -> Image.Image:
     """As the older code prepares a frame, but for fp32."""
-    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
 
     image = image.convert("RGB")
@@ -160,8 +161,6 @@ def letterboxed(image: Image.Image) -> Image.Image:
 
 def floated(images: list[Image.Image]) -> torch.Tensor:
     """fp32 [T, 3, R, R], normalised."""
-    from torchvision.transforms import functional as F
-
     return torch.stack([F.normalize(F.to_tensor(letterboxed(i)), [0.5] * 3, [0.5] * 3) for i in images])
 
 
