@@ -37,11 +37,13 @@ class WaitAccount:
     def verdict(self, num_workers: int, cores: int | None) -> str:
         """One line: who is the limit, and what to do about it. cores: of this machine for each process, if known."""
         if self.share <= WAITS:
-            return f"the limit is computing (data wait {self.share:.1%} of a step)"
-        text = f"the limit is reading the data (data wait {self.share:.0%} of a step, {num_workers} reading processes)"
+            return f"Data      keeps up: {self.share:.1%} of a step is waited for it, computing is the limit"
+        text = (
+            f"Data      is the limit: {self.share:.0%} of a step is waited for it, with {num_workers} reading processes"
+        )
         if cores is None or num_workers < cores - 1:
-            return f"{text}: raise --dataset.num_workers"
+            return f"{text}; raise --dataset.num_workers"
         return (
-            f"{text} on {cores} cores: extract the frames once (`webvid.py extract`), pass --dataset.feature_cache for "
+            f"{text} on {cores} cores; extract the frames once (`webvid.py extract`), pass --dataset.feature_cache for "
             "a frozen vision backbone, or lower --model.num_frames"
         )

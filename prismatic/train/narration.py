@@ -75,7 +75,7 @@ def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
         if trainer.world.device.type == "cuda":
             parts.append(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         log.info(f"Done: {', '.join(parts)}")
-    if trainer.waits.steps > TELL_AFTER:
+    if trainer.waits.steps > 4 * TELL_AFTER:  # it may have changed since it was told
         limit(trainer)
     log.info(_weights(trainer))
     if not code:

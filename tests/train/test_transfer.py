@@ -46,12 +46,14 @@ def test_copies_ahead_are_complete_when_they_are_used() -> None:
 
 def test_who_is_the_limit() -> None:
     account = WaitAccount()
-    assert account.share == 0.0 and "computing" in account.verdict(2, 8)
+    assert account.share == 0.0 and "computing is the limit" in account.verdict(2, 8)
     for _ in range(100):
         account.add(1.0, 0.01)
-    assert account.verdict(2, 8) == "the limit is computing (data wait 1.0% of a step)"
+    assert account.verdict(2, 8).endswith("keeps up: 1.0% of a step is waited for it, computing is the limit")
     for _ in range(300):
         account.add(1.0, 0.5)
-    assert account.share == pytest.approx(0.49, abs=0.01)
-    assert account.verdict(2, 8).endswith("(data wait 49% of a step, 2 reading processes): raise --dataset.num_workers")
+    assert account.share == pytest.approx(0.49, abs=0.01) and account.steps == 400
+    assert account.verdict(2, 8).endswith(
+        "49% of a step is waited for it, with 2 reading processes; raise --dataset.num_workers"
+    )
     assert "webvid.py extract" in account.verdict(2, 2) and "--dataset.feature_cache" in account.verdict(2, 2)
