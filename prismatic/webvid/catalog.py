@@ -11,11 +11,15 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from prismatic.conf.webvid import CatalogConfig
 from prismatic.webvid.captions import Columns, read_captions
@@ -23,6 +27,7 @@ from prismatic.webvid.engine import ENGINES, Workers, cut
 from prismatic.webvid.entries import Entries, Entry
 from prismatic.webvid.files import whole_file
 from prismatic.webvid.probe import Facts, ProbeStore, probe_all
+from prismatic.webvid.texts import Rows, Texts
 
 OK = "ok"
 MISSING = "missing"
@@ -153,17 +158,29 @@ def _existing(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Catalog:
-    """A catalog as read back. videos: the folder that paths are relative to. The lists hold one value a row."""
+    """A catalog as read back. videos: the folder that paths are relative to. The columns hold one value a row."""
 
     videos: Path
-    ids: list[str]
-    paths: list[str]
-    captions: list[str]
-    statuses: list[str]
+    ids: Texts
+    paths: Texts
+    captions: Texts
+    statuses: Texts
 
-    def usable(self) -> dict[str, int]:
-        """id -> row, of the rows whose status is ok, in the order of the catalog."""
-        return {self.ids[i]: i for i, status in enumerate(self.statuses) if status == OK}
+    @cached_property
+    def ok(self) -> NDArray[np.bool_]:
+        """Of each row, whether its status is ok, [N]."""
+        return pyarrow.compute.equal(self.statuses.array, OK).to_numpy(zero_copy_only=False)
+
+    def usable(self) -> Rows:
+        """Numbers of the rows whose status is ok; no two of them have one id."""
+        return np.flatnonzero(self.ok)
+
+    def find(self, ids: Texts) -> Rows:
+        """The row of each id, -1 where the catalog has no such id with status ok; int64 [len(ids)]."""
+        rows = self.usable()
+        known = self.ids if len(rows) == len(self.ids) else self.ids.take(rows)
+        places = known.places(ids)
+        return np.where(places < 0, -1, rows[places]) if len(rows) else places
 
 
 def read_catalog(path: Path) -> Catalog:
@@ -175,5 +192,4 @@ def read_catalog(path: Path) -> Catalog:
     if table.column_names != ["id", "path", "caption", "status"]:
         raise ValueError(f"--catalog {path}: it has no columns id, path, caption and status")
     videos = path.parent / (table.schema.metadata or {}).get(_VIDEOS_KEY, b".").decode()
-    columns = {name: ["" if v is None else v for v in table[name].to_pylist()] for name in table.column_names}
-    return Catalog(videos, columns["id"], columns["path"], columns["caption"], columns["status"])
+    return Catalog(videos, Texts(table["id"]), Texts(table["path"]), Texts(table["caption"]), Texts(table["status"]))

@@ -27,13 +27,16 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows as a JSON list, one row a line, or as JSON lines by the suffix .jsonl; returns their number."""
     lines = path.suffix == ".jsonl"
     count = 0
     with whole_file(path) as file:
         for row in rows:
-            text = json.dumps(row, ensure_ascii=False)
+            text = _ENCODE(row)
             file.write(f"{text}\n" if lines else ("[\n" if count == 0 else ",\n") + text)
             count += 1
         if not lines:

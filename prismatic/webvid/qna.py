@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,7 +37,8 @@ def qna(cfg: QnaConfig) -> str:
     """Write cfg.output and return a summary with the coverage. Raises ValueError for input that cannot be used."""
     cfg.validate()
     found = read_catalog(cfg.catalog)
-    rows_of = found.usable()
+    usable = found.usable()
+    rows_of = dict(zip(found.ids.take(usable), usable.tolist(), strict=True))
     skipped: Counter[str] = Counter()
     by_video: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     files = matching_files(cfg.questions, "--questions")
@@ -94,7 +95,7 @@ def _rows(
         }
 
 
-def _video_of(cfg: QnaConfig, videos: Path, paths: list[str], rows_of: dict[str, int]) -> Callable[[str], Any]:
+def _video_of(cfg: QnaConfig, videos: Path, paths: Sequence[str], rows_of: dict[str, int]) -> Callable[[str], Any]:
     prefix = below(videos, cfg.media_root or videos, "the catalog's videos")
     frames = {} if cfg.num_frames is None else {"num_frames_per_video": cfg.num_frames}
     return lambda video_id: {"videos": [prefix + paths[rows_of[video_id]]], **frames}

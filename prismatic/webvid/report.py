@@ -99,7 +99,7 @@ def report(cfg: ReportConfig) -> str:
         total_frames=cfg.total_frames,
         reasons=reasons[:REASONS],
         more_reasons=len(reasons) - REASONS,
-        map_videos=min(MAP_VIDEOS, sum(len(rows) for rows in clusters.rows)),
+        map_videos=min(MAP_VIDEOS, len(clusters.members)),
     )
     with whole_file(cfg.output) as file:
         file.write(page)
@@ -131,14 +131,14 @@ def _chosen(clusters: Clusters, likeness: Likeness | None, seed: int) -> list[tu
 def _figures(
     clusters: Clusters, likeness: Likeness | None, chosen: list[tuple[str, int]], seed: int
 ) -> dict[str, bytes]:
-    figures = {"sizes": sizes_png(np.array([len(rows) for rows in clusters.rows]))}
+    figures = {"sizes": sizes_png(clusters.sizes)}
     if likeness is None:
         return figures
     figures["cohesion"] = cohesion_png(likeness.found, likeness.chance, likeness.bound)
     count = len(likeness.vectors)
-    owner = np.repeat(np.arange(len(clusters.rows)), [len(rows) for rows in clusters.rows])
+    owner = np.repeat(np.arange(len(clusters.ends)), clusters.sizes)
     sample = np.sort(np.random.default_rng(seed).choice(count, min(MAP_VIDEOS, count), replace=False))
-    ringed = [likeness.members[i] for _, i in chosen]
+    ringed = [np.arange(count)[clusters.span(i)] for _, i in chosen]
     places = principal_plane(likeness.vectors, np.concatenate([sample, *ringed]), seed)
     ends = np.cumsum([len(sample), *map(len, ringed)])
     pieces = np.split(places, ends[:-1])
@@ -152,7 +152,7 @@ def _sheets(
 ) -> list[Sheet]:
     sheets = []
     for kind, i in tqdm(chosen, unit="cluster", desc="contact sheets"):
-        rows = clusters.rows[i]
+        rows = clusters.rows(i)
         strips = [
             strip(_medium(catalog, row), FRAMES_A_VIDEO, catalog.ids[row], catalog.captions[row])
             for row in rows[:VIDEOS_A_CLUSTER]
@@ -168,8 +168,8 @@ def _medium(catalog: Catalog, row: int) -> Medium:
 
 def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> list[Record]:
     """A few of the clusters through `webvid.py weave` and the reader of training."""
-    usable = catalog.usable()
-    whole = [i for i, rows in enumerate(clusters.rows) if all(catalog.ids[row] in usable for row in rows)]
+    bad = np.add.reduceat(~catalog.ok[clusters.members], clusters.ends - clusters.sizes)
+    whole = np.flatnonzero(bad == 0).tolist()
     picked = np.random.default_rng(cfg.seed).permutation(len(whole))[:WOVEN]
     if not len(picked):
         return []
@@ -181,7 +181,7 @@ def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> li
             (
                 {"video_id": catalog.ids[row], "caption": catalog.captions[row], "cluster": clusters.names[whole[i]]}
                 for i in sorted(picked.tolist())
-                for row in clusters.rows[whole[i]]
+                for row in clusters.rows(whole[i])
             ),
         )
         weave(
@@ -218,7 +218,7 @@ def _woven(record: Record) -> Woven:
 
 def _tiles(catalog: Catalog, clusters: Clusters, likeness: Likeness | None) -> list[tuple[str, str]]:
     """(number, what it is), the few that a reader looks for first."""
-    sizes = [len(rows) for rows in clusters.rows]
+    sizes = clusters.sizes.tolist()
     each = f"of {sizes[0]} videos each" if len(set(sizes)) == 1 else f"of {min(sizes)} to {max(sizes)} videos"
     tiles = [(f"{len(sizes):,}", f"clusters, {each}")]
     if likeness is not None:

@@ -124,7 +124,7 @@ def test_bad_input(heap: Path, tmp_path: Path) -> None:
     empty = tmp_path / "none.json"
     empty.write_text("[]")
     for values, said in (
-        ({"clusters": unknown}, "row 1: no video 'nobody' in the --catalog"),
+        ({"clusters": unknown}, "no video 'nobody' in the --catalog"),
         ({"clusters": lacking}, "no vector of 1 videos of --clusters, as of empty"),
         ({"clusters": empty}, "is empty"),
         ({"output": tmp_path / "r.txt"}, "--output must end in .html"),
