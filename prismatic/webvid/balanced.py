@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from prismatic.webvid.cells import as_direction, cells_of_clusters, cut, likeness, regional_cells
 from prismatic.webvid.peel import peel
-from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, project, quantise
+from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, one_blas_thread, project, quantise
 from prismatic.webvid.swaps import improve
 
 __all__ = ["Space", "balanced_clusters", "cohesion", "diverse_clusters", "quantise"]
@@ -63,6 +63,7 @@ def _dots(vectors: Vectors, rows: Rows, others: Rows) -> NDArray[np.float32]:
     return (vectors[others].astype(np.float32) @ vectors[rows].astype(np.float32)[:, :, None])[:, :, 0]
 
 
+@one_blas_thread
 def balanced_clusters(
     vectors: Vectors, size: int, seed: int, far: Vectors | None = None, scratch: Path | None = None
 ) -> Rows:
@@ -86,6 +87,7 @@ def balanced_clusters(
     return _labels(clusters, len(vectors))
 
 
+@one_blas_thread
 def diverse_clusters(vectors: Vectors, size: int, seed: int) -> Rows:
     """As `balanced_clusters`, of vectors as unlike each other as can be; -1 is on a random N mod size.
 

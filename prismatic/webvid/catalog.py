@@ -141,6 +141,15 @@ def usable_rows(path: Path) -> Iterator[Entry]:
         raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
 
 
+def count_usable(path: Path) -> int:
+    """How many rows `usable_rows` gives."""
+    try:
+        statuses = pyarrow.parquet.read_table(_existing(path), columns=["status"])["status"]
+    except (pyarrow.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
+    return int(pyarrow.compute.sum(pyarrow.compute.equal(statuses, OK)).as_py() or 0)
+
+
 def videos_folder(path: Path) -> Path:
     """The folder that the paths of a catalog are relative to. Raises ValueError when `path` is no catalog."""
     try:

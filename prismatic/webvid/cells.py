@@ -13,11 +13,11 @@ DIRECTION_SAMPLE = 4096  # vectors that the principal direction is computed from
 POWER_STEPS = 8
 CUT_AT = (0.35, 0.65)  # share of the vectors on the nearer side of a cut; drawn, so that each pass has other borders
 DESIRE_PIECE = 1024
-CENTRES = 8192  # of regions, at most; cells are made of whole regions but for their ends
+CENTRES = 4096  # of regions, at most; cells are made of whole regions but for their ends
 A_REGION = 128  # rows of a region, at least
-A_CENTRE = 32  # vectors that a centre is trained on
-TRAINING_STEPS = 5
-PROBED = 6
+A_CENTRE = 16  # vectors that a centre is trained on
+TRAINING_STEPS = 4
+PROBED = 6  # heads whose centres a row is compared with
 
 
 def regional_cells(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng: np.random.Generator) -> list[Rows]:
@@ -47,11 +47,11 @@ def _regions(vectors: Vectors, rows: Rows, rng: np.random.Generator) -> tuple[Ro
     centres = sample[rng.choice(len(sample), number, replace=False)].astype(np.float32)
     for _ in range(TRAINING_STEPS):
         near = _near_centre(sample, np.arange(len(sample)), centres)
-        order = np.argsort(near, kind="stable")
-        begins = np.searchsorted(near[order], np.arange(number))
-        full = np.flatnonzero(np.bincount(near, minlength=number))
-        sums = np.add.reduceat(sample[order].astype(np.int64), begins[full], axis=0)
-        centres[full] = at_length(sums.astype(np.float64))
+        ends = np.cumsum(np.bincount(near, minlength=number))[:-1]
+        for centre, members in enumerate(np.split(np.argsort(near, kind="stable"), ends)):
+            if len(members):
+                centres[centre] = sample[members].sum(axis=0, dtype=np.int64)
+        centres = at_length(centres.astype(np.float64)).astype(np.float32)
     return _near_centre(vectors, rows, centres), centres
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 Vectors = NDArray[np.int16]
 Rows = NDArray[np.int64]
@@ -23,6 +24,10 @@ PIECE = 16384  # rows read at a time
 IN_MEMORY = 2 << 30  # bytes of quantised vectors above which they lie in a scratch file
 PROJECTED = 256  # width in which candidates are looked for; decisions are taken in full width
 BOUND_SAMPLE = 512
+
+one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+"""Decorator: many small products in a row leave the other threads of a BLAS nothing but waiting, which they do by
+spinning; two threads took twice the CPU-seconds of one, and on a busy machine four times."""
 
 
 def quantise(
@@ -107,6 +112,7 @@ def cohesion(vectors: Vectors, labels: Rows) -> float:
     return float(cohesions(vectors, labels).mean())
 
 
+@one_blas_thread
 def cohesion_bound(vectors: Vectors, size: int, seed: int) -> float:
     """What no clusters of `size` can exceed, up to the error of a sample of BOUND_SAMPLE vectors.
 

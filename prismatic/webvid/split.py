@@ -17,6 +17,7 @@ from prismatic.conf.webvid_media import SplitConfig
 from prismatic.webvid.catalog import ROWS_AT_A_TIME, usable_rows, videos_folder, with_videos_folder
 from prismatic.webvid.cluster import read_embeddings
 from prismatic.webvid.files import whole_file
+from prismatic.webvid.quantised import one_blas_thread
 from prismatic.webvid.texts import Texts
 
 CHUNK = 8192  # vectors compared at a time
@@ -68,6 +69,7 @@ class _Groups:
         return found
 
 
+@one_blas_thread
 def _by_likeness(drawn: Texts, cfg: SplitConfig) -> tuple[set[str], list[str]]:
     """Whole groups of look-alikes in the order drawn, as long as they fit into val_size."""
     assert cfg.embeddings is not None
