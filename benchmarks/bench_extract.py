@@ -192,7 +192,9 @@ def bench_extract(folder: Path, args: argparse.Namespace) -> None:
     for label in runs:
         key = label.replace("-", "_")
         ratio = f" ({values[f'{key}_ratio']:.2f}x)" if label != "plain" else ""
-        told.append(f"{label} {values[f'{key}_clips_per_cpu_s']:.2f} clips a CPU-s{ratio}, {sizes[label]:.2f} MiB a clip")
+        told.append(
+            f"{label} {values[f'{key}_clips_per_cpu_s']:.2f} clips a CPU-s{ratio}, {sizes[label]:.2f} MiB a clip"
+        )
     values |= {f"{label.replace('-', '_')}_mib_a_clip": size for label, size in sizes.items()}
     line = f"extract, {args.frames} frames of {args.clips} clips: {'; '.join(told)}; pixels apart {apart:.2f} levels"
     report("extract", line, frames=args.frames, clips=args.clips, pixels_apart=apart, **values)

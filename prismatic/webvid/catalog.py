@@ -27,6 +27,7 @@ from prismatic.webvid.engine import ENGINES, Workers, cut
 from prismatic.webvid.entries import Entries, Entry
 from prismatic.webvid.files import whole_file
 from prismatic.webvid.probe import Facts, ProbeStore, probe_all
+from prismatic.webvid.rows import matching_files
 from prismatic.webvid.texts import Rows, Texts
 
 OK = "ok"
@@ -65,7 +66,8 @@ def catalog(cfg: CatalogConfig) -> str:
             entries.add_files()
         else:
             columns = Columns(cfg.id_column, cfg.path_column, cfg.caption_column)
-            entries.add_captions(read_captions(cfg.captions, columns))
+            files = matching_files(str(cfg.captions), "--captions")
+            entries.add_captions(row for file in files for row in read_captions(file, columns))
         if not len(entries):
             raise ValueError(f"--videos {cfg.videos}: no video and no caption found")
         opened, known = probe_all(cfg.videos, entries.paths(), entries.num_paths(), store, cfg.engine, workers)

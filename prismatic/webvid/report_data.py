@@ -92,9 +92,7 @@ def measure(folder: Path, clusters: Clusters, catalog: Catalog, seed: int) -> Li
     shuffled = np.random.default_rng(seed).permutation(labels)
     even = len(set(sizes.tolist())) == 1
     bound = cohesion_bound(vectors, int(sizes[0]), seed) if even and sizes[0] > 1 else None
-    return Likeness(
-        _of_all_sizes(vectors, labels, sizes), _of_all_sizes(vectors, shuffled, sizes), bound, vectors
-    )
+    return Likeness(_of_all_sizes(vectors, labels, sizes), _of_all_sizes(vectors, shuffled, sizes), bound, vectors)
 
 
 def _of_all_sizes(vectors: Vectors, labels: Rows, sizes: Rows) -> NDArray[np.float64]:
