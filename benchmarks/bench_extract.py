@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bench_decode import FPS, HEIGHT, SAME_FRAME, WIDTH, make_clip
+from bench_decode import FPS, SAME_FRAME, make_clip
 from common import Cost, report
 from PIL import Image
 
@@ -156,7 +157,7 @@ def same_frames(clips: list[Path], folder: Path, count: int) -> float:
 
 def compare(name: str, folder: Path, runs: dict[str, Callable[[list[Path], Path, Path], None]], repeats: int) -> dict:
     """Cost of each run over all clips, without its start; the lowest of `repeats`, taking turns."""
-    clips = sorted((folder / "v").glob("*.mp4"))
+    clips = sorted((folder / "v").iterdir())
     costs: dict[str, Cost] = {}
     starts: dict[str, float] = {}
     for turn in range(repeats):
@@ -186,8 +187,9 @@ def bench_extract(folder: Path, args: argparse.Namespace) -> None:
             flags = {"format": form, "image_format": image}
             runs[f"{image}-{label}"] = lambda _, c, made, f=flags: ours_extract(c, made, args, **f)
     values = compare("extract", folder, runs, args.repeats)
-    apart = same_frames(sorted((folder / "v").glob("*.mp4")), folder / "extract", args.frames)
-    sizes = {label: on_disk(folder / "extract" / label) / args.clips / 2**20 for label in runs}
+    apart = same_frames(sorted((folder / "v").iterdir()), folder / "extract", args.frames)
+    count = len(list((folder / "v").iterdir()))
+    sizes = {label: on_disk(folder / "extract" / label) / count / 2**20 for label in runs}
     told = []
     for label in runs:
         key = label.replace("-", "_")
@@ -196,8 +198,8 @@ def bench_extract(folder: Path, args: argparse.Namespace) -> None:
             f"{label} {values[f'{key}_clips_per_cpu_s']:.2f} clips a CPU-s{ratio}, {sizes[label]:.2f} MiB a clip"
         )
     values |= {f"{label.replace('-', '_')}_mib_a_clip": size for label, size in sizes.items()}
-    line = f"extract, {args.frames} frames of {args.clips} clips: {'; '.join(told)}; pixels apart {apart:.2f} levels"
-    report("extract", line, frames=args.frames, clips=args.clips, pixels_apart=apart, **values)
+    line = f"extract, {args.frames} frames of {count} clips: {'; '.join(told)}; pixels apart {apart:.2f} levels"
+    report("extract", line, frames=args.frames, clips=count, pixels_apart=apart, **values)
 
 
 def bench_embed(folder: Path, args: argparse.Namespace) -> None:
@@ -212,16 +214,17 @@ def bench_embed(folder: Path, args: argparse.Namespace) -> None:
     if a.shape != b.shape or cosine < SAME_VECTOR:
         raise SystemExit(f"vectors differ: lowest cosine {cosine:.5f}")
     rates = [f"{label} {values[f'{label}_clips_per_cpu_s']:.2f} clips a CPU-s" for label in runs]
-    line = f"embed ({args.vision_backbone_id}), {args.frames} frames of {args.clips} clips: {'; '.join(rates)} "
+    line = f"embed ({args.vision_backbone_id}), {args.frames} frames of {len(a)} clips: {'; '.join(rates)} "
     line += f"({values['ours_ratio']:.2f}x); lowest cosine {cosine:.5f}"
-    setting = {"backbone": args.vision_backbone_id, "frames": args.frames, "clips": args.clips}
+    setting = {"backbone": args.vision_backbone_id, "frames": args.frames, "clips": len(a)}
     report("embed", line, **setting, lowest_cosine=cosine, **values)
 
 
 def main() -> None:
     """Parse flags, make clips and catalogs, run both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=13, help="one of them measures the start")
+    parser.add_argument("--clips", type=int, default=13, help="made on the spot; one of them measures the start")
+    parser.add_argument("--videos", type=Path, nargs="*", default=[], help="files to take instead of made ones")
     parser.add_argument("--frames", type=int, default=16, help="frames taken of a clip")
     parser.add_argument("--vision_backbone_id", default="tiny-vit")
     parser.add_argument("--what", nargs="+", default=["extract", "embed"], choices=["extract", "embed"])
@@ -230,31 +233,33 @@ def main() -> None:
     args = parser.parse_args()
     if not sys.platform.startswith("linux"):
         parser.error("CPU-seconds of processes that outlive their parent are only counted on Linux")
-    if args.clips < 2:
-        parser.error("--clips must be 2 or more")
+    if (len(args.videos) or args.clips) < 2:
+        parser.error("it takes 2 clips or more")
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        in_a_process(lambda: make_input(folder, args.clips))
+        in_a_process(lambda: make_input(folder, args))
         for what in args.what:
             {"extract": bench_extract, "embed": bench_embed}[what](folder, args)
 
 
-def make_input(folder: Path, count: int) -> None:
-    """v/*.mp4, all.parquet, and one.parquet with the first clip alone."""
+def make_input(folder: Path, args: argparse.Namespace) -> None:
+    """v/0000.mp4, ..., all.parquet, and one.parquet with the first clip alone."""
     from prismatic.webvid.catalog import catalog
 
-    (folder / "v").mkdir()
-    for i in range(count):
+    for name in ("v", "one"):
+        (folder / name).mkdir()
+    for i, video in enumerate(args.videos):
+        shutil.copyfile(video, folder / "v" / f"{i:04d}{video.suffix}")
+    for i in range(0 if args.videos else args.clips):
         make_clip(folder / "v" / f"{i:04d}.mp4", 2 * FPS, i)
-    for name, ids in (("all", range(count)), ("one", range(1))):
-        rows = [{"id": f"{i:04d}", "path": f"{i:04d}.mp4", "caption": f"a clip of {WIDTH}x{HEIGHT}"} for i in ids]
-        (folder / f"{name}.json").write_text(json.dumps(rows))
-        few = folder / "v" if name == "all" else folder / "one"
-        if name == "one":
-            few.mkdir()
-            (few / "0000.mp4").write_bytes((folder / "v/0000.mp4").read_bytes())
-        catalog(CatalogConfig(videos=few, captions=folder / f"{name}.json", output=folder / f"{name}.parquet"))
+    files = sorted(path.name for path in (folder / "v").iterdir())
+    shutil.copyfile(folder / "v" / files[0], folder / "one" / files[0])
+    for name, taken in (("v", files), ("one", files[:1])):
+        rows = [{"id": Path(file).stem, "path": file, "caption": "a clip"} for file in taken]
+        table, output = folder / f"{name}.json", folder / f"{'all' if name == 'v' else name}.parquet"
+        table.write_text(json.dumps(rows))
+        catalog(CatalogConfig(videos=folder / name, captions=table, output=output))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class ClusterConfig:
     Videos whose status in the catalog is not ok take no part. When their number is not a multiple of
     --videos_per_cluster, the remainder (fewer than one cluster) is left out and listed: random ones for random and
     diverse, for the others the videos least like the mean of all. Time and memory grow with the number of videos N
-    (docs/performance.md). It takes 2 N D bytes beside the embeddings, and half as many for what candidates are sought in.
+    (docs/performance.md). It takes 3 N D bytes beside the embeddings.
     """
 
     catalog: Path | None = None  # From `webvid.py catalog`; gives ids and captions. Not needed with --embeddings

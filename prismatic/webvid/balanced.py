@@ -20,7 +20,8 @@ from prismatic.webvid.swaps import improve
 
 __all__ = ["Space", "balanced_clusters", "cohesion", "diverse_clusters", "quantise"]
 
-PEEL_CELL = 131_072  # vectors among which the nearest are looked for
+WHOLE = 131_072  # vectors, at most, among which the nearest are looked for everywhere
+PEEL_CELL = 65_536  # vectors among which they are looked for where there are more
 PASS_CELL = 16_384  # vectors among which clusters look for each other
 SWAP_CELL = 512  # vectors that are swapped with each other: similarities of a cell take SWAP_CELL**2 float32 = 1 MB
 FEWEST = 4  # clusters in such a cell, where their size allows
@@ -78,7 +79,7 @@ def balanced_clusters(
     rows = _without_remainder(vectors, size)
     with tqdm(total=len(rows) * (1 + PASSES), unit="video", desc="cluster") as bar:
         found = []
-        for cell in regional_cells(vectors, rows, size, PEEL_CELL, rng):
+        for cell in regional_cells(vectors, rows, size, WHOLE if len(rows) <= WHOLE else PEEL_CELL, rng):
             found.append(peel(space, cell, size, rng))
             bar.update(len(cell))
         clusters = np.concatenate(found)

@@ -25,7 +25,7 @@ from prismatic.conf.webvid import CatalogConfig
 from prismatic.webvid.captions import Columns, read_captions
 from prismatic.webvid.engine import ENGINES, Workers, cut
 from prismatic.webvid.entries import Entries, Entry
-from prismatic.webvid.files import whole_file
+from prismatic.webvid.files import clear_dead, whole_file
 from prismatic.webvid.probe import Facts, ProbeStore, probe_all
 from prismatic.webvid.rows import matching_files
 from prismatic.webvid.texts import Rows, Texts
@@ -110,6 +110,7 @@ def _write(cfg: CatalogConfig, entries: Entries, store: ProbeStore) -> tuple[Cou
     statuses = Statuses(store.database)
     counts: Counter[str] = Counter()
     broken: list[str] = []
+    clear_dead(cfg.output)
     with whole_file(cfg.output, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for group in cut(entries, ROWS_AT_A_TIME):
             rows: list[dict[str, Any]] = []

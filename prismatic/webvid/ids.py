@@ -1,4 +1,4 @@
-"""`webvid.py ids`: the ids of a catalog, a clusters file or annotation rows, for other tools and for `extract --ids`."""
+"""`webvid.py ids`: the ids of a catalog, a clusters file or annotation rows, for other tools and `extract --ids`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from prismatic.conf.webvid_rows import IdsConfig
 from prismatic.webvid.catalog import usable_rows
-from prismatic.webvid.files import iter_rows, whole_file
+from prismatic.webvid.files import clear_dead, iter_rows, whole_file
 from prismatic.webvid.rows import ids_of
 
 
@@ -17,6 +17,7 @@ def ids(cfg: IdsConfig) -> str:
     found = (row.id for row in usable_rows(cfg.catalog)) if cfg.catalog is not None else _of_rows(cfg)
     lines = cfg.output.suffix == ".txt"
     count = 0
+    clear_dead(cfg.output)
     with whole_file(cfg.output) as file:
         for video_id in found:
             if lines and "\n" in video_id:

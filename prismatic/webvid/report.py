@@ -20,7 +20,7 @@ from prismatic.conf.webvid_report import ReportConfig
 from prismatic.data.annotations import load_records
 from prismatic.types import Medium, Record
 from prismatic.webvid.catalog import Catalog, read_catalog
-from prismatic.webvid.files import whole_file, write_rows
+from prismatic.webvid.files import clear_dead, whole_file, write_rows
 from prismatic.webvid.report_data import Clusters, Likeness, measure, principal_plane, read_cluster_rows, skipped
 from prismatic.webvid.report_figures import Shown, cohesion_png, map_png, sizes_png
 from prismatic.webvid.report_page import PAGE
@@ -101,6 +101,7 @@ def report(cfg: ReportConfig) -> str:
         more_reasons=len(reasons) - REASONS,
         map_videos=min(MAP_VIDEOS, len(clusters.members)),
     )
+    clear_dead(cfg.output)
     with whole_file(cfg.output) as file:
         file.write(page)
     without = sum(bool(s.problem) for sheet in sheets for s in sheet.strips)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from prismatic.conf.webvid_media import SplitConfig
 from prismatic.webvid.catalog import ROWS_AT_A_TIME, usable_rows, videos_folder, with_videos_folder
 from prismatic.webvid.cluster import read_embeddings
-from prismatic.webvid.files import whole_file
+from prismatic.webvid.files import clear_dead, whole_file
 from prismatic.webvid.quantised import one_blas_thread
 from prismatic.webvid.texts import Texts
 
@@ -160,6 +160,7 @@ def _write(cfg: SplitConfig, chosen: set[str]) -> None:
     with pyarrow.parquet.ParquetFile(cfg.catalog) as source:
         schema = with_videos_folder(source.schema_arrow, videos, cfg.output)
         for name, target in targets.items():
+            clear_dead(target)
             with whole_file(target, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
                 for group in source.iter_batches(ROWS_AT_A_TIME):
                     rows = zip(group["id"].to_pylist(), group["status"].to_pylist(), strict=True)

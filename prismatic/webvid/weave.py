@@ -118,7 +118,8 @@ def _examples(cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int) ->
     with tqdm(total=len(order), unit="example", desc=f"weave epoch {epoch}") as bar:
         for start in range(0, len(order), BATCH):
             places = order[start : start + BATCH]
-            spans = [clusters.rows[end - size : end] for end, size in zip(clusters.ends[places], sizes[places])]
+            ends = clusters.ends[places]
+            spans = [clusters.rows[end - size : end] for end, size in zip(ends, sizes[places], strict=True)]
             ids, captions, names, durations = clips.of(np.concatenate(spans))
             first = 0
             for size in sizes[places].tolist():

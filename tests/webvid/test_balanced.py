@@ -68,7 +68,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 from prismatic.webvid.balanced import balanced_clusters, quantise
 import prismatic.webvid.balanced as b
-b.PEEL_CELL, b.PASS_CELL = 2048, 1024
+b.WHOLE, b.PEEL_CELL, b.PASS_CELL = 2048, 2048, 1024
 raw = np.random.default_rng(0).standard_normal((4001, 600)).astype(np.float32)
 # __wrapped__: without the limit to one thread, which would hide a difference
 labels = balanced_clusters.__wrapped__(quantise(raw, ["x"] * 4001), 8, seed=7)
@@ -122,6 +122,7 @@ def test_cohesion_worked_out_by_hand() -> None:
 
 def test_cells_smaller_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What 10 million vectors go through, at a size that can be tested."""
+    monkeypatch.setattr(balanced, "WHOLE", 1024)
     monkeypatch.setattr(balanced, "PEEL_CELL", 512)
     monkeypatch.setattr(balanced, "PASS_CELL", 256)
     vectors, belongs = _vectors(4003, 64, spread=0.2)
