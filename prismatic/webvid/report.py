@@ -86,7 +86,8 @@ def report(cfg: ReportConfig) -> str:
         contact_sheet(sheet.strips, files / f"{sheet.kind}-{numbers[sheet.kind]}.png")
     for number, example in enumerate(woven, start=1):
         contact_sheet(example.strips, files / f"woven-{number}.png")
-    reasons = skipped(catalog, clusters, {"embeddings": cfg.embeddings, "frames": cfg.frames})
+    folders = {"embeddings": cfg.embeddings, "frames": cfg.frames}
+    reasons = skipped(catalog, clusters, folders, files / "skipped.jsonl")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(PAGE).render(
         title=cfg.clusters.name,
@@ -99,6 +100,7 @@ def report(cfg: ReportConfig) -> str:
         total_frames=cfg.total_frames,
         reasons=reasons[:REASONS],
         more_reasons=len(reasons) - REASONS,
+        listed=f"{files.name}/skipped.jsonl",
         map_videos=min(MAP_VIDEOS, len(clusters.members)),
     )
     clear_dead(cfg.output)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prismatic.webvid.catalog import Catalog
 from prismatic.webvid.cluster import read_embeddings
 from prismatic.webvid.clusters_file import read_clusters_file
-from prismatic.webvid.files import read_text
+from prismatic.webvid.files import iter_lines, write_rows
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, cohesion_bound, cohesions, quantise
 from prismatic.webvid.texts import Texts
 
@@ -117,31 +117,36 @@ def principal_plane(vectors: Vectors, rows: Rows, seed: int) -> NDArray[np.float
     return places if plane.shape[1] == 2 else np.hstack([places, np.zeros((len(places), 2 - plane.shape[1]))])
 
 
-def skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None]) -> list[Reason]:
-    """Reasons with their counts, the most frequent first: of the catalog, of extract and embed, and the remainder."""
+def skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None], output: Path) -> list[Reason]:
+    """Reasons with their counts, the most frequent first. Each video is written to `output`, a row {where, video,
+    reason} a line, with the reason as it is."""
     found: Counter[tuple[str, str]] = Counter()
     shown: dict[tuple[str, str], list[str]] = {}
 
-    def add(where: str, text: str, video_id: str) -> None:
-        key = (where, _DETAIL.sub("...", text))
-        found[key] += 1
-        if found[key] <= EXAMPLES:
-            shown.setdefault(key, []).append(video_id)
+    def rows() -> Iterator[dict[str, str]]:
+        for where, text, video in _skipped(catalog, clusters, folders):
+            yield {"where": where, "video": video, "reason": text}
+            key = (where, _DETAIL.sub("...", "duplicate" if text.startswith("duplicate of ") else text))
+            found[key] += 1
+            if found[key] <= EXAMPLES:
+                shown.setdefault(key, []).append(video)
 
+    write_rows(output, rows())
+    return [Reason(where, text, n, shown[where, text]) for (where, text), n in found.most_common()]
+
+
+def _skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None]) -> Iterator[tuple[str, str, str]]:
+    """(where, reason, video): of extract and embed, of the catalog, and the remainder."""
     explained: set[str] = set()
     for name, folder in folders.items():
         if folder is not None and (folder / FAILED).is_file():
-            for line in read_text(folder / FAILED, f"--{name}").splitlines():
-                row = json.loads(line)
-                add(name, str(row["reason"]), str(row["id"]))
+            for row in iter_lines(folder / FAILED, f"--{name}"):
+                yield name, str(row["reason"]), str(row["id"])
                 explained.add(str(row["id"]))
     for row in np.flatnonzero(~catalog.ok).tolist():
-        status = catalog.statuses[row]
-        text = "duplicate" if status.startswith("duplicate of ") else status
-        add("catalog", text, catalog.paths[row] or catalog.ids[row])
+        yield "catalog", catalog.statuses[row], catalog.paths[row] or catalog.ids[row]
     left = catalog.ok.copy()
     left[clusters.members] = False
     for video_id in catalog.ids.take(np.flatnonzero(left)):
         if video_id not in explained:
-            add("cluster", "usable, but in no cluster (remainder, or not asked for)", video_id)
-    return [Reason(where, text, n, shown[where, text]) for (where, text), n in found.most_common()]
+            yield "cluster", "usable, but in no cluster (remainder, or not asked for)", video_id
