@@ -15,8 +15,10 @@ CUT_AT = (0.35, 0.65)  # share of the vectors on the nearer side of a cut; drawn
 DESIRE_PIECE = 1024
 CENTRES = 4096  # of regions, at most; cells are made of whole regions but for their ends
 A_REGION = 128  # rows of a region, at least
-A_CENTRE = 16  # vectors that a centre is trained on
-TRAINING_STEPS = 4
+A_CENTRE = 32  # vectors that a centre is trained on, up to TRAINED_ON of all
+TRAINED_ON = 65_536
+TRAINING_STEPS = 5
+DIRECT = 1024  # centres that every row is compared with
 PROBED = 6  # heads whose centres a row is compared with
 
 
@@ -43,7 +45,7 @@ def regional_cells(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng:
 def _regions(vectors: Vectors, rows: Rows, rng: np.random.Generator) -> tuple[Rows, NDArray[np.float32]]:
     """(number of a near centre for each of the rows [n], centres [C, D] in whole numbers)."""
     number = max(2, min(CENTRES, len(rows) // A_REGION))
-    sample = vectors[np.sort(rng.choice(rows, min(len(rows), number * A_CENTRE), replace=False))]
+    sample = vectors[np.sort(rng.choice(rows, min(len(rows), TRAINED_ON, number * A_CENTRE), replace=False))]
     centres = sample[rng.choice(len(sample), number, replace=False)].astype(np.float32)
     for _ in range(TRAINING_STEPS):
         near = _near_centre(sample, np.arange(len(sample)), centres)
@@ -56,26 +58,32 @@ def _regions(vectors: Vectors, rows: Rows, rng: np.random.Generator) -> tuple[Ro
 
 
 def _near_centre(vectors: Vectors, rows: Rows, centres: NDArray[np.float32]) -> Rows:
-    """For each row the nearest of the centres that belong to the PROBED heads nearest to its own head.
+    """For each row the nearest centre; of more than DIRECT, the nearest of those of the PROBED heads near its own head.
 
     Heads are some of the centres, about as many as belong to each: a row is compared with (1 + PROBED) sqrt(C) centres
     instead of C, and finds the nearest of all, or one nearly as near.
     """
+    if len(centres) <= DIRECT:
+        places = range(0, len(rows), PIECE)
+        return np.concatenate([_nearest(vectors[rows[i : i + PIECE]], centres) for i in places])
     heads = centres[: max(1, round(len(centres) ** 0.5))]
     belongs = (centres @ heads.T).argmax(axis=1)
     probed = np.argsort(-(heads @ heads.T), axis=1, kind="stable")[:, :PROBED]
     head = np.empty(len(rows), np.int64)
     for start in range(0, len(rows), PIECE):
-        head[start : start + PIECE] = (vectors[rows[start : start + PIECE]].astype(np.float32) @ heads.T).argmax(axis=1)
+        head[start : start + PIECE] = _nearest(vectors[rows[start : start + PIECE]], heads)
     near = np.empty(len(rows), np.int64)
     order = np.argsort(head, kind="stable")
     for number, group in enumerate(np.split(order, np.cumsum(np.bincount(head, minlength=len(heads)))[:-1])):
         few = np.flatnonzero(np.isin(belongs, probed[number]))
-        shown = np.ascontiguousarray(centres[few].T)
         for start in range(0, len(group), PIECE):
             piece = group[start : start + PIECE]
-            near[piece] = few[(vectors[rows[piece]].astype(np.float32) @ shown).argmax(axis=1)]
+            near[piece] = few[_nearest(vectors[rows[piece]], centres[few])]
     return near
+
+
+def _nearest(vectors: Vectors, centres: NDArray[np.float32]) -> Rows:
+    return (vectors.astype(np.float32) @ centres.T).argmax(axis=1)
 
 
 def cut(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng: np.random.Generator) -> Iterator[Rows]:
