@@ -96,7 +96,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 f"dataset '{self.dataset_id}' has no annotations for stage {stage}; pass "
                 f'--dataset.{name} \'["annotations.json", "media_folder"]\''
             )
-        return [self.dataset_root_dir / file for file in files], _url(media) or self.dataset_root_dir / media
+        return [self.dataset_root_dir / file for file in files], url_of(media) or self.dataset_root_dir / media
 
     def validate(self) -> None:
         """Raises ValueError naming the flag when a value cannot work."""
@@ -114,7 +114,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
         self.weave.validate()
 
 
-def _url(folder: Path) -> str | None:
+def url_of(folder: Path) -> str | None:
     """The URL that a path was made of: `Path` leaves one of its two slashes. A single letter is a drive, not a URL."""
     match = re.match(r"((?:[\w+.\-]{2,}::)*[A-Za-z][\w+.\-]+):/(?=.)", folder.as_posix())
     if match is None:
