@@ -23,7 +23,7 @@ from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
 from prismatic.train.metrics import Metrics
-from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
+from prismatic.train.optim import averaged, build_optimizer, build_schedule, check_optimizer, check_schedule
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
@@ -41,9 +41,10 @@ WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' fi
 
 
 def check_stage(stage: StageConfig) -> None:
-    """Raises ValueError for an unknown strategy or schedule; call it before weights are read."""
+    """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
     fsdp.STRATEGIES.get(stage.train_strategy)
     check_schedule(stage.lr_scheduler_type)
+    check_optimizer(stage)
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Trainer:
             reduce_fp32=cfg.model.reduce_in_full_precision,
             checkpoint_activations=cfg.model.enable_gradient_checkpointing,
         )
-        self.optimizer = build_optimizer(self.vlm, self.stage)
+        self.optimizer = build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
@@ -126,7 +127,12 @@ class Trainer:
                 return 0
             stage, began = self.stage, time.perf_counter()
             self.schedule = build_schedule(
-                self.optimizer, stage.lr_scheduler_type, self.total_steps, stage.warmup_ratio, self.at.step
+                self.optimizer,
+                stage.lr_scheduler_type,
+                self.total_steps,
+                stage.warmup_ratio,
+                self.at.step,
+                decay_ratio=stage.decay_ratio,
             )
             first_step = self.at.step
             if dist.rank_zero():
@@ -158,7 +164,7 @@ class Trainer:
         gradients = self.stepper.backward(batches, counts.label_tokens)
         if not gradients.finite:
             raise TrainingError(narration.not_finite(self, batches, gradients))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.stepper.update(gradients)
         self.schedule.step()
         self.at.step += 1
@@ -184,7 +190,8 @@ class Trainer:
         if self.val_loader is None:
             return None
         self._set_training(False)
-        found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
+        with averaged(self.optimizer):
+            found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
         self._set_training(True)
         if isinstance(found, int):
             return found
