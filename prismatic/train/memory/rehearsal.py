@@ -14,23 +14,11 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from prismatic.data.largest import MicroBatch
 from prismatic.train.memory.live import LiveBytes
 from prismatic.train.memory.twin import fused_attention, meta_twin
 
 GATHERED, REDUCED, GRADIENTS = "gathered weights", "gradients on their way", "gradients"
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """The sizes of a forward pass.
-
-    rows, length: B and S of its ids. frames: T of each clip. labels: positions that are learned, of all rows.
-    """
-
-    rows: int
-    length: int
-    frames: tuple[int, ...]
-    labels: int
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ class OptimizerSpec:
 
     about: one line for `python -m prismatic list optimizer`. build: (model, groups of `parameter_groups`) -> optimizer. Raises ValueError when a package is missing.
     state_bytes: of its state for each trained number; matrix_bytes: of hidden matrices, None for the same.
-    schedules: the only ones it makes sense with; () for all. package: that it needs.
+    step_bytes: that the step itself takes on top, for each trained number. schedules: the only ones it makes sense with; () for all. package: that it needs.
     """
 
     about: str
     build: Callable[[nn.Module, Groups], torch.optim.Optimizer]
     state_bytes: float
     matrix_bytes: float | None = None
+    step_bytes: float = 0
     schedules: tuple[str, ...] = ()
     package: str | None = None
 
@@ -139,6 +140,7 @@ OPTIMIZERS.add(
         "Schedule-free AdamW: averages the weights instead of decaying the rate.",
         _schedule_free,
         state_bytes=8,
+        step_bytes=4,
         schedules=("constant",),
         package="schedulefree",
     ),
