@@ -29,6 +29,7 @@ from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.start import add_adapters, read_start, start_from
+from prismatic.train.memory.forecast import Forecast
 from prismatic.train.optim import check_patterns, freeze_matching
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
@@ -66,13 +67,18 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     add_adapters(vlm, cfg)
     choose_trained(vlm, cfg)
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
+    train_loader = loader(cfg.dataset, train_records, train=True)
+    forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)
+    if dist.rank_zero():
+        forecast.warn()
     return Trainer(
         cfg,
         vlm,
-        train_loader=loader(cfg.dataset, train_records, train=True),
+        train_loader=train_loader,
         val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
         world=world,
         run_dir=run_dir,
+        forecast=forecast,
         frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
     )
 

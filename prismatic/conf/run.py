@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import prismatic.conf.datasets  # noqa: F401  registers the ids of --dataset.type
 import prismatic.conf.presets  # noqa: F401  registers the ids of --model.type
@@ -46,6 +46,8 @@ class PretrainConfig:
     keep_checkpoints: int = 2  # Resumable checkpoints kept in the run folder, newest first
     validation_interval: int | None = None  # Also validate every this many steps (always at the end of an epoch)
     device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
+    device_memory: float | None = None  # GiB of a device to plan for; default: what the device here has
+    longest_batch_first: Literal["auto", "always", "never"] = "auto"  # Try it before step 1; auto: on a GPU
     dry_run: bool = False  # Print the resolved configuration, sizes and tokens per example, then leave
 
     hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
@@ -78,6 +80,8 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1 step, got {value}")
+        if self.device_memory is not None and not self.device_memory > 0:
+            raise ValueError(f"--device_memory is GiB of a device, greater than 0, got {self.device_memory}")
         if self.keep_checkpoints < 1:
             raise ValueError(f"--keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
         run_id = self.resolved_run_id()

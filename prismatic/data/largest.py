@@ -56,9 +56,7 @@ def largest_rows(dataset: Any, num_examples: int, batching: Batching) -> list[in
 
     dataset: anything with `lengths(rows, epoch)`. Fillers are left out.
     """
-    order = EpochOrder(
-        num_examples, batching.seed, 0, batching.global_batch_size, batching.shuffle
-    )
+    order = EpochOrder(num_examples, batching.seed, 0, batching.global_batch_size, batching.shuffle)
     groups = batching.global_batch_size // batching.per_device_batch_size
     best: tuple[int, list[int]] = (0, [])
     for step in range(min(len(order), max(1, MEASURED_EXAMPLES // batching.global_batch_size))):

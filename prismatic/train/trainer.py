@@ -22,6 +22,8 @@ from prismatic.models.llm.lora import has_adapter
 from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
+from prismatic.train.memory import longest
+from prismatic.train.memory.forecast import Forecast, memory_told
 from prismatic.train.metrics import Metrics
 from prismatic.train.optim import averaged, build_optimizer, build_schedule, check_optimizer, check_schedule
 from prismatic.train.seeding import seed_step
@@ -65,6 +67,7 @@ class Trainer:
 
     Args:
         frozen_modules: frozen modules of `vlm` whose weights no id can bring back (random ones); they are saved once.
+        forecast: what the run needs of memory, asked for advice when there is not enough.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Trainer:
         run_dir: Path,
         *,
         frozen_modules: Sequence[str] = (),
+        forecast: Forecast | None = None,
     ) -> None:
+        self.forecast = forecast
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
         check_stage(self.stage)
@@ -138,7 +143,9 @@ class Trainer:
             if dist.rank_zero():
                 self.metrics = narration.start_metrics(self)
             try:
-                code = self._run()
+                self._longest_first()
+                with memory_told(self.forecast, f"after step {first_step}"):
+                    code = self._run()
             finally:
                 if self.metrics is not None:
                     self.metrics.close()
@@ -223,6 +230,18 @@ class Trainer:
             keep=self.cfg.keep_checkpoints,
         )
         log.info(f"step {self.at.step}: saved {path.name} in {time.perf_counter() - began:.1f} s")
+
+    def _longest_first(self) -> None:
+        wanted = self.cfg.longest_batch_first
+        if wanted == "never" or (wanted == "auto" and self.world.device.type != "cuda"):
+            return
+        batch = longest.largest_batch(self.train_loader)
+        if not all(dist.gather_objects(batch is not None)):
+            return
+        self._set_training(True)
+        passes = 2 if self.stage.global_batch_size > self.stage.per_device_batch_size * self.world.world_size else 1
+        with memory_told(self.forecast, "the longest batch, tried before the first step"):
+            longest.try_out(self.vlm, self.optimizer, batch, self.world, passes=passes)
 
     def _run(self) -> int:
         self._set_training(True)

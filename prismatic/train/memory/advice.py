@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from prismatic.data.largest import MicroBatch
-from prismatic.train.memory.plan import GIB, MemoryPlan, Setup, changed, plan_memory
+from prismatic.train.memory.plan import GIB, MemoryPlan, Planner, Setup
 
 BatchOf = Callable[[Setup], MicroBatch]
 """The largest forward pass under a setup: its batch size and aggregator count."""
@@ -18,9 +18,10 @@ BatchOf = Callable[[Setup], MicroBatch]
 
 @dataclass(frozen=True)
 class Change:
-    """One change. flags: to type. cost: what it costs, in words."""
+    """One change. kind: what it is a change of. fields: of Setup or its stage. flags: to type. cost: in words."""
 
-    setup: Setup
+    kind: str
+    fields: dict[str, Any]
     flags: str
     cost: str
 
@@ -45,28 +46,31 @@ def advise(vlm: nn.Module, setup: Setup, capacity: float, batch_of: BatchOf) -> 
     Cheapest first: what changes no number (smaller batches, sharding), what costs time (recomputing), what changes the
     optimizer's precision, the host's memory, and last what changes the model.
     """
-    for change in _changes(setup):
-        found = plan_memory(vlm, change.setup, batch_of(change.setup))
-        if found.needed <= capacity:
+    planner = Planner(vlm)
+
+    def plan(changes: Sequence[Change]) -> MemoryPlan:
+        changed = setup.changed(**{k: v for change in changes for k, v in change.fields.items()})
+        return planner.plan(changed, batch_of(changed))
+
+    offered = list(_changes(setup))
+    for change in offered:
+        if (found := plan([change])).needed <= capacity:
             return Advice((change,), found, True)
-    together: list[Change] = []
-    names: set[str] = set()
-    plan = plan_memory(vlm, setup, batch_of(setup))
-    while True:
-        # Of each kind the furthest, on top of those before: half the batch is of no use here.
-        options = [c for c in _changes(setup) if c.flags.split()[0] not in names]
-        if not options:
-            return Advice(tuple(together), plan, False)
-        kind = options[0].flags.split()[0]
-        names.add(kind)
-        candidate = [c for c in options if c.flags.split()[0] == kind][-1]
-        tried = plan_memory(vlm, candidate.setup, batch_of(candidate.setup))
-        if tried.needed >= plan.needed:
-            continue
-        setup, plan = candidate.setup, tried
-        together.append(candidate)
-        if plan.needed <= capacity:
-            return Advice(tuple(together), plan, True)
+    # Of each kind the furthest, one after another, as long as it helps; then back what is not needed, dearest first.
+    furthest = list({change.kind: change for change in offered}.values())
+    taken: list[Change] = []
+    found = plan(taken)
+    for change in furthest:
+        tried = plan([*taken, change])
+        if tried.needed < found.needed:
+            taken, found = [*taken, change], tried
+        if found.needed <= capacity:
+            break
+    for change in reversed(taken[:-1]) if found.needed <= capacity else ():
+        fewer = [c for c in taken if c is not change]
+        if (tried := plan(fewer)).needed <= capacity:
+            taken, found = fewer, tried
+    return Advice(tuple(taken), found, found.needed <= capacity)
 
 
 def _changes(setup: Setup) -> Iterator[Change]:
@@ -75,77 +79,55 @@ def _changes(setup: Setup) -> Iterator[Change]:
     size = stage.per_device_batch_size
     while size > 1:
         size = next(n for n in range(size // 2, 0, -1) if size % n == 0)
-        yield Change(
-            changed(setup, per_device_batch_size=size),
-            f"{prefix}per_device_batch_size {size}",
-            "more and smaller forward passes; the same step",
-        )
+        flag = f"{prefix}per_device_batch_size {size}"
+        yield Change("batch", {"per_device_batch_size": size}, flag, "smaller forward passes, the same step")
     if setup.processes > 1 and stage.train_strategy != "fsdp-full-shard":
-        yield Change(
-            changed(setup, train_strategy="fsdp-full-shard"),
-            f"{prefix}train_strategy fsdp-full-shard",
-            "weights travel once more in each pass; the same step",
-        )
+        flag = f"{prefix}train_strategy fsdp-full-shard"
+        yield Change("strategy", {"train_strategy": "fsdp-full-shard"}, flag, "weights travel more, the same step")
     if not setup.checkpointing:
-        yield Change(
-            changed(setup, checkpointing=True),
-            "--model.enable_gradient_checkpointing true",
-            "about a third more computing; the same step",
-        )
-    yield from _optimizer_changes(setup, prefix)
-    if not setup.offload and setup.half:
-        yield Change(
-            changed(setup, offload=True),
-            "--model.cpu_offload true",
-            "weights travel from the host's memory, the optimizer runs on the CPU: several times slower",
-        )
-    if setup.aggregator is None:
-        for name, options in (("spatial-pool", {"stride": 2}), ("mean", {})):
-            yield Change(
-                changed(setup, aggregator=(name, options)),
-                f"--model.frame_aggregator {name}",
-                "fewer visual tokens: another model",
-            )
-
-
-def _optimizer_changes(setup: Setup, prefix: str) -> Iterator[Change]:
-    if setup.stage.optimizer != "adamw" or setup.offload:
-        return
-    yield Change(
-        changed(setup, optimizer="adamw-bf16"), f"{prefix}optimizer adamw-bf16", "moments of 8 significant bits"
-    )
-    missing = "" if find_spec("torchao") else " (pip install 'prismatic[optimizers]')"
-    yield Change(
-        changed(setup, optimizer="adamw-8bit"),
-        f"{prefix}optimizer adamw-8bit",
-        f"moments of 8 bits in all{missing}",
-    )
+        flag = "--model.enable_gradient_checkpointing true"
+        yield Change("recompute", {"checkpointing": True}, flag, "about a third more computing, the same step")
+    if stage.optimizer == "adamw" and not setup.offload:
+        flag = f"{prefix}optimizer adamw-bf16"
+        yield Change("optimizer", {"optimizer": "adamw-bf16"}, flag, "moments of 8 significant bits")
+        more = "" if find_spec("torchao") else ", after pip install 'prismatic[optimizers]'"
+        flag = f"{prefix}optimizer adamw-8bit"
+        yield Change("optimizer", {"optimizer": "adamw-8bit"}, flag, f"moments of 8 bits in all{more}")
+    if not setup.offload and setup.on_gpu:
+        cost = "weights come from the host's memory, the optimizer runs on the CPU: several times slower"
+        yield Change("offload", {"offload": True}, "--model.cpu_offload true", cost)
+    if setup.aggregator is None and setup.aggregates:
+        for name in ("spatial-pool", "mean"):
+            flag = f"--model.frame_aggregator {name}"
+            yield Change("aggregator", {"aggregator": name}, flag, "fewer visual tokens: another model")
 
 
 def lines(plan: MemoryPlan) -> list[str]:
     """The plan as a table: a line for the sum, then one for each part."""
     batch = plan.batch
-    what = f"{batch.rows} x {batch.length} positions, {sum(batch.frames)} frames"
+    what = f"{batch.rows} x {batch.length} positions with {sum(batch.frames)} frames"
     return [
-        f"memory             about {_short(plan.peak)} GiB at the peak on each process ({what}):",
-        *(f"                   {_short(size):>10} GiB  {name}" for name, size in plan.parts.items() if size),
+        f"memory             about {gib(plan.peak)} at the peak on each process, at {what}:",
+        *(f"                   {gib(size):>14}  {name}" for name, size in plan.parts.items() if size),
         *([f"                   {plan.note}"] if plan.note else []),
     ]
 
 
 def verdict(vlm: nn.Module, setup: Setup, plan: MemoryPlan, capacity: float, batch_of: BatchOf) -> list[str]:
     """Whether the plan fits into `capacity` bytes, and what to type where it does not."""
-    room = f"{_short(capacity)} GiB"
-    if plan.needed <= capacity:
-        return [f"fits               {_short(plan.needed)} GiB with what CUDA itself takes, of {room}"]
-    found = advise(vlm, setup, capacity, batch_of)
-    told = [f"does not fit       {_short(plan.needed)} GiB with what CUDA itself takes, of {room}"]
-    if not found.fits:
-        return [*told, f"                   all of {found.flags} together leave {_short(found.plan.needed)} GiB"]
-    told.append(f"to fit             {found.flags}   ({_short(found.plan.needed)} GiB)")
-    return [*told, *(f"                   {c.flags}: {c.cost}" for c in found.changes)]
+    found = advise(vlm, setup, capacity, batch_of) if plan.needed > capacity else None
+    cuda = " with what CUDA itself takes" if setup.on_gpu else ""
+    if found is None:
+        return [f"fits               {gib(plan.needed)}{cuda}, of {gib(capacity)}"]
+    told = [f"does not fit       {gib(plan.needed)}{cuda}, of {gib(capacity)}"]
+    if not found.changes:
+        return [*told, "to fit             no flag makes it smaller: take a smaller model, or more processes"]
+    text = "with" if found.fits else "not even with"
+    told.append(f"to fit             {text} {found.flags}: {gib(found.plan.needed)}")
+    return [*told, *(f"                   {change.flags}: {change.cost}" for change in found.changes)]
 
 
-def _short(size: float) -> Any:
+def gib(size: float) -> str:
+    """Bytes for people, in GiB."""
     number = size / GIB
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{number:,.0f} GiB" if number >= 100 else f"{number:.3g} GiB"

@@ -7,12 +7,12 @@ rehearsed (rehearsal.py) with the largest forward pass of the run. The figure is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from prismatic.conf.models import ModelConfig, StageConfig
 from prismatic.data.largest import MicroBatch
@@ -21,6 +21,8 @@ from prismatic.train import fsdp
 from prismatic.train.memory.rehearsal import GRADIENTS, Sharding, rehearse
 from prismatic.train.optim import OPTIMIZERS
 from prismatic.train.optim.muon import hidden_matrices
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB
@@ -33,30 +35,41 @@ FRAGMENTS = 0.03
 class Setup:
     """What a plan depends on beside the model and its data: the part of the configuration that can be changed to fit.
 
-    processes, local: over all machines, and on one. half: computes in bf16 over fp32 weights (a GPU).
+    processes, local: over all machines, and on one. on_gpu: planned for a GPU. half: computes in bf16 over fp32
+    weights. aggregates: the model has an aggregator that could be another; aggregator: the id of that other one.
     """
 
     stage: StageConfig
     processes: int
     local: int
+    on_gpu: bool
     half: bool
     reduce_fp32: bool
     checkpointing: bool
     offload: bool
-    aggregator: tuple[str, Mapping[str, Any]] | None = None
+    aggregates: bool = False
+    aggregator: str | None = None
 
     @classmethod
-    def of(cls, model: ModelConfig, stage: str, *, processes: int, local: int, half: bool) -> Setup:
+    def of(cls, model: ModelConfig, stage: str, *, processes: int, local: int, on_gpu: bool) -> Setup:
         """The setup that a configuration asks for."""
         return cls(
             stage=model.stage(stage),
             processes=processes,
             local=local,
-            half=half and model.enable_mixed_precision_training,
+            on_gpu=on_gpu,
+            half=on_gpu and model.enable_mixed_precision_training,
             reduce_fp32=model.reduce_in_full_precision,
             checkpointing=model.enable_gradient_checkpointing,
             offload=model.cpu_offload,
+            aggregates=model.model_path is None and model.frame_aggregator == "concat",
         )
+
+    def changed(self, **fields: Any) -> Setup:
+        """The same with fields of it, or of its stage, changed."""
+        own = {name: value for name, value in fields.items() if name in Setup.__dataclass_fields__}
+        staged = {name: value for name, value in fields.items() if name not in own}
+        return replace(self, stage=replace(self.stage, **staged), **own)
 
     def sharding(self) -> Sharding:
         """How the strategy lays weights over the processes."""
@@ -80,6 +93,7 @@ class MemoryPlan:
 
     parts: dict[str, float]
     batch: MicroBatch
+    on_gpu: bool
     note: str = ""
 
     @property
@@ -89,36 +103,69 @@ class MemoryPlan:
 
     @property
     def needed(self) -> float:
-        """What a GPU must have free for it: the peak, CUDA's own, and what is lost between pieces."""
-        return self.peak * (1 + FRAGMENTS) + CONTEXT
+        """What a device must have free for it: on a GPU also CUDA's own, and what is lost between pieces."""
+        return self.peak * (1 + FRAGMENTS) + CONTEXT if self.on_gpu else self.peak
 
 
-def plan_memory(vlm: nn.Module, setup: Setup, batch: MicroBatch) -> MemoryPlan:
-    """The plan for a model that is not sharded yet (on any device, the meta device too), its stage frozen."""
-    sharding = setup.sharding()
-    try:
-        live = rehearse(vlm, batch, sharding, lambda twin: _prepare(twin, setup))
-        passing, note = dict(live.at_peak), ""
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        # A model of its own kind whose code looks at numbers: the usual formula then, and it is said so.
-        first = " ".join(str(error).split())[:120]
-        passing, note = {"activations": _formula(vlm, batch, setup)}, f"activations by a formula ({first})"
-    parts = {**_lasting(vlm, setup, sharding), **{f"{name}": float(size) for name, size in passing.items()}}
-    # With several micro-batches a step, the gradients of the first are there from the begin of the second.
-    trained = _count(vlm)
-    if sharding.accumulates and not sharding.offload:
-        parts[GRADIENTS] = 4.0 * trained / sharding.shards if sharding.sync else float(sharding.reduced * trained)
-    # The optimizer's step: activations are gone, all gradients are there.
-    spare = OPTIMIZERS.get(setup.stage.optimizer).step_bytes * trained / sharding.shards
-    lasting = sum(_lasting(vlm, setup, sharding).values())
-    stepping = {**_lasting(vlm, setup, sharding), GRADIENTS: 4.0 * trained / sharding.shards, "the step itself": spare}
-    if not sharding.offload and sum(stepping.values()) > sum(parts.values()) >= lasting:
-        parts = stepping
-    return MemoryPlan({name: size for name, size in parts.items() if size}, batch, note)
+class Planner:
+    """Plans for a model that is not sharded yet (on any device, the meta device too), its stage frozen."""
+
+    def __init__(self, vlm: Any) -> None:
+        self._vlm = vlm
+        self._trained = sum(p.numel() for p in vlm.parameters() if p.requires_grad)
+        self._rehearsed: dict[Any, tuple[dict[str, int], str]] = {}
+
+    def plan(self, setup: Setup, batch: MicroBatch) -> MemoryPlan:
+        """The memory of a run with this setup whose largest forward pass is `batch`."""
+        sharding = setup.sharding()
+        lasting = self._lasting(setup, sharding)
+        passing, note = self._passing(setup, sharding, batch)
+        parts = {**lasting, **passing}
+        if sharding.accumulates and not sharding.offload:
+            # The gradients of the first micro-batches are there from the begin of the last: in shards, or whole.
+            parts[GRADIENTS] = self._trained * (4.0 / sharding.shards if sharding.sync else sharding.reduced)
+        # The optimizer's step: activations are gone, all gradients are there.
+        spare = OPTIMIZERS.get(setup.stage.optimizer).step_bytes * self._trained / sharding.shards
+        stepping = {**lasting, GRADIENTS: 4.0 * self._trained / sharding.shards, "the optimizer's step": spare}
+        if not sharding.offload and sum(stepping.values()) > sum(parts.values()):
+            parts = stepping
+        return MemoryPlan({name: size for name, size in parts.items() if size}, batch, setup.on_gpu, note)
+
+    def _passing(self, setup: Setup, sharding: Sharding, batch: MicroBatch) -> tuple[dict[str, int], str]:
+        key = (sharding, batch, setup.checkpointing, setup.aggregator)
+        if key not in self._rehearsed:
+            try:
+                live = rehearse(self._vlm, batch, sharding, lambda twin: _prepare(twin, setup))
+                self._rehearsed[key] = live.at_peak, ""
+            except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+                # Code that looks at numbers, of which the meta device has none: the usual formula, and it is said.
+                log.debug("the step could not be rehearsed", exc_info=True)
+                why = " ".join(str(error).split())[:120]
+                found = {"activations": int(_formula(self._vlm, batch, setup))}
+                self._rehearsed[key] = found, f"activations by a formula, this model cannot be rehearsed: {why}"
+        return self._rehearsed[key]
+
+    def _lasting(self, setup: Setup, sharding: Sharding) -> dict[str, float]:
+        """What is there from one step to the next."""
+        if setup.offload:
+            return {}
+        spec = OPTIMIZERS.get(setup.stage.optimizer)
+        weights = state = 0.0
+        matrices = hidden_matrices(self._vlm) if spec.matrix_bytes is not None else set()
+        for module in self._vlm.children():
+            trains = any(p.requires_grad for p in module.parameters())
+            for name, parameter in module.named_parameters():
+                # As `shard` leaves them: modules of which nothing is trained, and what lies below adapters.
+                half = setup.half and (not trains or (has_adapter(module) and not is_adapter_key(name)))
+                weights += parameter.numel() * (2 if half else 4)
+                if parameter.requires_grad:
+                    each = spec.matrix_bytes if parameter in matrices and spec.matrix_bytes else spec.state_bytes
+                    state += parameter.numel() * each
+        return {"weights": weights / sharding.shards, f"optimizer {setup.stage.optimizer}": state / sharding.shards}
 
 
-def with_aggregator(vlm: Any, setup: Setup) -> Callable[[int], int]:
-    """Visual tokens of a clip of T frames under the setup's aggregator."""
+def tokens_per_clip(vlm: Any, setup: Setup) -> Callable[[int], int]:
+    """Visual tokens of a clip of T frames, under the setup's aggregator."""
     if setup.aggregator is None:
         return vlm.tokens_per_clip
     module = _aggregator(vlm, setup)
@@ -129,12 +176,9 @@ def _aggregator(vlm: Any, setup: Setup) -> Any:
     from prismatic.models.aggregators import build_aggregator
 
     assert setup.aggregator is not None
-    name, options = setup.aggregator
     vision = vlm.vision_backbone
     with torch.device("meta"):
-        return build_aggregator(
-            name, vision_dim=vision.embed_dim, num_patches=vision.num_patches, options=dict(options)
-        )
+        return build_aggregator(setup.aggregator, vision_dim=vision.embed_dim, num_patches=vision.num_patches)
 
 
 def _prepare(twin: Any, setup: Setup) -> None:
@@ -142,34 +186,6 @@ def _prepare(twin: Any, setup: Setup) -> None:
         twin.aggregator = _aggregator(twin, setup)
     if setup.checkpointing:
         fsdp.checkpoint_layers(twin.llm_backbone.layers)
-
-
-def _lasting(vlm: nn.Module, setup: Setup, sharding: Sharding) -> dict[str, float]:
-    """What is there from one step to the next."""
-    if setup.offload:
-        return {}
-    spec = OPTIMIZERS.get(setup.stage.optimizer)
-    weights = state = 0.0
-    matrices = hidden_matrices(vlm) if spec.matrix_bytes is not None else set()
-    for module in vlm.children():
-        half = setup.half and not _keeps_fp32(module)
-        adapted = setup.half and has_adapter(module)
-        for name, parameter in module.named_parameters():
-            bf16 = half or (adapted and not is_adapter_key(name))
-            weights += parameter.numel() * (2 if bf16 else 4)
-            if parameter.requires_grad:
-                each = spec.matrix_bytes if parameter in matrices and spec.matrix_bytes else spec.state_bytes
-                state += parameter.numel() * each
-    return {"weights": weights / sharding.shards, f"optimizer ({setup.stage.optimizer})": state / sharding.shards}
-
-
-def _keeps_fp32(module: nn.Module) -> bool:
-    """Whether `shard` leaves the module's weights in fp32: those of which a part is trained."""
-    return has_adapter(module) or any(p.requires_grad for p in module.parameters())
-
-
-def _count(vlm: nn.Module) -> int:
-    return sum(p.numel() for p in vlm.parameters() if p.requires_grad)
 
 
 def _formula(vlm: Any, batch: MicroBatch, setup: Setup) -> float:
@@ -181,10 +197,3 @@ def _formula(vlm: Any, batch: MicroBatch, setup: Setup) -> float:
     head = llm.llm.get_output_embeddings()
     vocabulary = head.weight.shape[0] if head is not None else 0
     return batch.rows * batch.length * llm.embed_dim * number / 2 * kept + batch.labels * vocabulary * (8 + number)
-
-
-def changed(setup: Setup, **fields: Any) -> Setup:
-    """The setup with fields of its stage, or of itself, changed."""
-    own = {name: value for name, value in fields.items() if name in Setup.__dataclass_fields__}
-    staged = {name: value for name, value in fields.items() if name not in own}
-    return replace(setup, stage=replace(setup.stage, **staged), **own)

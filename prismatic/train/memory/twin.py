@@ -43,7 +43,12 @@ def fused_attention() -> Iterator[None]:
 
 
 def _stand_in(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, *_: Any, **__: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *_: Any,
+    **__: Any,
 ) -> torch.Tensor:
     return _Attention.apply(query, key, value, attn_mask)
 

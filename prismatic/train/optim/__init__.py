@@ -8,7 +8,7 @@ of it.
 from __future__ import annotations
 
 from prismatic.train.optim.groups import check_patterns, freeze_matching, learning_rates
-from prismatic.train.optim.optimizers import OPTIMIZERS, averaged, build_optimizer, check_optimizer
+from prismatic.train.optim.optimizers import OPTIMIZERS, averaged, build_optimizer, check_optimizer, state_bytes
 from prismatic.train.optim.schedules import SCHEDULES, build_schedule, check_schedule
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "check_schedule",
     "freeze_matching",
     "learning_rates",
+    "state_bytes",
 ]

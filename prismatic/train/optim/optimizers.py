@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from prismatic.conf.models import StageConfig
 from prismatic.registry import Registry
@@ -21,9 +22,10 @@ Groups = list[dict[str, Any]]
 class OptimizerSpec:
     """A row of the registry.
 
-    about: one line for `python -m prismatic list optimizer`. build: (model, groups of `parameter_groups`) -> optimizer. Raises ValueError when a package is missing.
-    state_bytes: of its state for each trained number; matrix_bytes: of hidden matrices, None for the same.
-    step_bytes: that the step itself takes on top, for each trained number. schedules: the only ones it makes sense with; () for all. package: that it needs.
+    about: one line for `python -m prismatic list optimizer`. build: (model, groups of `parameter_groups`) -> optimizer.
+    state_bytes: of its state for each trained number; matrix_bytes: of hidden matrices, None for the same. step_bytes:
+    that the step itself takes on top, for each trained number. schedules: the only ones it makes sense with; () for
+    all. package: that it needs.
     """
 
     about: str
@@ -69,7 +71,17 @@ def build_optimizer(
     groups = parameter_groups(vlm, stage.learning_rate, stage.weight_decay, learning_rates)
     if not groups:
         raise ValueError(f"--stage {stage.stage}: nothing in this model is trainable")
-    return OPTIMIZERS.get(stage.optimizer).build(vlm, groups)
+    spec = OPTIMIZERS.get(stage.optimizer)
+    optimizer = spec.build(vlm, groups)
+    optimizer.state_bytes = spec.matrix_bytes or spec.state_bytes
+    return optimizer
+
+
+def state_bytes(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
+    """Bytes on `device` of the state that the optimizer's first step will make: of AdamW's size, or what it says."""
+    each = getattr(optimizer, "state_bytes", OPTIMIZERS.get("adamw").state_bytes)
+    local = [p.to_local() if isinstance(p, DTensor) else p for group in optimizer.param_groups for p in group["params"]]
+    return each * sum(p.numel() for p in local if p.device.type == device.type)
 
 
 @contextmanager
@@ -130,9 +142,7 @@ OPTIMIZERS.add(
 )
 OPTIMIZERS.add(
     "muon",
-    OptimizerSpec(
-        "Muon for the matrices of hidden layers, AdamW for the rest.", _muon, state_bytes=8, matrix_bytes=4
-    ),
+    OptimizerSpec("Muon for the matrices of hidden layers, AdamW for the rest.", _muon, state_bytes=8, matrix_bytes=4),
 )
 OPTIMIZERS.add(
     "schedule-free",
