@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from prismatic.conf.run import PretrainConfig
@@ -89,14 +90,20 @@ def memory_told(forecast: Forecast | None, when: str) -> Iterator[None]:
 
 
 def _sizes(dataset: ClipDataset, rows: Sequence[int]) -> list[ExampleSize]:
-    records = dataset.records_by_epoch[0]
-    sizes = []
-    for row in rows:
-        try:
-            sizes.append(size_of(dataset, records[row]))
-        except ValueError as error:
-            log.debug("a row of the largest batch cannot be measured: %s", error)
-    return sizes or [ExampleSize((dataset.read.num_frames,), dataset.max_length, dataset.max_length)]
+    return [_size(dataset, row) for row in rows] or [ExampleSize((), dataset.max_length, dataset.max_length)]
+
+
+def _size(dataset: ClipDataset, row: int) -> ExampleSize:
+    record = dataset.records_by_epoch[0][row]
+    try:
+        return size_of(dataset, record)
+    except ValueError as error:
+        # Too long for the context, or without labels, which others say: its length is guessed.
+        log.debug("row %d cannot be tokenized: %s", row, error)
+        frames = tuple(dataset.read.count(medium) for medium in record.media)
+        visual = sum(dataset.tokens_per_clip(T) for T in frames)
+        text = int(dataset.lengths(np.array([row]))[0]) - visual
+        return ExampleSize(frames, text, text)
 
 
 def _capacity(cfg: PretrainConfig, world: World) -> float | None:
