@@ -15,6 +15,8 @@ DEFAULT_MODEL_ID = "prism-clip+7b"
 NATIVE_MODEL_ID = "hf-vlm"
 _COMPOSED = ("vision_backbone_id", "llm_backbone_id", "arch_specifier", "frame_aggregator", "frame_aggregator_options")
 _COMPOSED += ("visual_token_layout", "rope_scaling_factor")
+ATTENTIONS = ("auto", "sdpa", "flex", "flash", "varlen")
+RECOMPUTES = ("none", "full", "selective")
 ROPE_SCALINGS = ("dynamic", "linear", "yarn")
 
 
@@ -122,7 +124,11 @@ class ModelConfig(draccus.ChoiceRegistry):
     freeze: tuple[str, ...] = ()  # Weights that stay as they are, by name, e.g. '["*embed_tokens*", "*layers.0.*"]'
     cpu_offload: bool = False  # Weights and optimizer wait in the host's memory: a GPU holds what it works on
 
-    enable_gradient_checkpointing: bool = True  # Recompute the LLM's activations in the backward pass: less memory
+    attention: str = "auto"  # How the LLM attends: sdpa, flex, flash, varlen; auto: the best one that is there
+    activation_checkpointing: str | None = None  # Recomputed in the backward pass: none, full, selective; default: full
+    enable_gradient_checkpointing: bool = True  # Older flag: false is --model.activation_checkpointing none
+    compile: bool = False  # torch.compile of each decoder layer and vision block: a slow first step, then faster
+    tf32: bool = False  # On a GPU: fp32 matrix products in TF32, faster and less precise; bf16 ones are not concerned
     enable_mixed_precision_training: bool = True  # bf16 compute on a GPU (fp32 weights); a CPU always computes in fp32
     reduce_in_full_precision: bool = False  # Reduce gradients over processes in fp32
 
@@ -135,6 +141,11 @@ class ModelConfig(draccus.ChoiceRegistry):
     def projector_id(self) -> str:
         """The projector named by arch_specifier, without `no-align+`."""
         return self.arch_specifier.removeprefix("no-align+")
+
+    @property
+    def recompute(self) -> str:
+        """What of the LLM's layers is computed again in the backward pass: "none", "full" or "selective"."""
+        return self.activation_checkpointing or ("full" if self.enable_gradient_checkpointing else "none")
 
     @property
     def needs_align_checkpoint(self) -> bool:
@@ -185,8 +196,25 @@ class ModelConfig(draccus.ChoiceRegistry):
                     f"none of it pass --model.freeze '[\"{pattern}\"]'"
                 )
 
+    def _validate_compute(self) -> None:
+        """Raises ValueError for how the layers are computed."""
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"--model.attention must be {', '.join(ATTENTIONS)}, got '{self.attention}'")
+        asked = self.activation_checkpointing
+        if asked is not None and asked not in RECOMPUTES:
+            raise ValueError(f"--model.activation_checkpointing must be {', '.join(RECOMPUTES)}, got '{asked}'")
+        older = self.enable_gradient_checkpointing
+        # Given where it is not what the preset says; what the preset says gives way to the newer flag.
+        given = older != type(self)().enable_gradient_checkpointing
+        if asked is not None and given and older != (asked != "none"):
+            raise ValueError(
+                f"--model.activation_checkpointing {asked} contradicts --model.enable_gradient_checkpointing "
+                f"{str(older).lower()}; leave the latter, older one out"
+            )
+
     def validate(self, stage: str, world_size: int) -> None:
         """Raises ValueError naming the flag when a value cannot work. Ids are checked where they are resolved."""
+        self._validate_compute()
         if self.num_frames < 1:
             raise ValueError(f"--model.num_frames must be at least 1, got {self.num_frames}")
         if self.llm_max_length < 8:

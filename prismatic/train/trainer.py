@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' figure, so that their curves compare)
 
 
-def check_stage(stage: StageConfig) -> None:
+def check_stage(stage: StageConfig, cpu_offload: bool = False) -> None:
     """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
     fsdp.STRATEGIES.get(stage.train_strategy)
     check_schedule(stage.lr_scheduler_type)
-    check_optimizer(stage)
+    check_optimizer(stage, cpu_offload)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Trainer:
         self.forecast = forecast
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
-        check_stage(self.stage)
+        check_stage(self.stage, cfg.model.cpu_offload)
         self.train_loader, self.val_loader = train_loader, val_loader
         self.trained_modules = list(vlm.trainable_modules())
         # Adapters are saved in a form of their own, and the LLM below them is not trained.
@@ -97,7 +97,9 @@ class Trainer:
             self.stage.train_strategy,
             mixed_precision=cfg.model.enable_mixed_precision_training,
             reduce_fp32=cfg.model.reduce_in_full_precision,
-            checkpoint_activations=cfg.model.enable_gradient_checkpointing,
+            recompute=cfg.model.recompute,
+            cpu_offload=cfg.model.cpu_offload,
+            compile_blocks=cfg.model.compile,
         )
         self.optimizer = build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
         self.total_steps = self._total_steps()

@@ -142,7 +142,7 @@ def test_what_an_optimizer_needs_is_said_before_weights_are_read(monkeypatch: py
     with pytest.raises(ValueError, match=r"needs the package torchao: pip install 'prismatic\[optimizers\]'"):
         check_optimizer(dataclasses.replace(STAGE, optimizer="adamw-8bit"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with pytest.raises(ValueError, match="pass --model.finetune_lr_scheduler_type constant"):
+    with pytest.raises(ValueError, match=r"pass --model.finetune_lr_scheduler_type constant"):
         check_optimizer(dataclasses.replace(STAGE, optimizer="schedule-free"))
 
 
@@ -196,3 +196,8 @@ def test_half_moments_follow_those_in_full() -> None:
     assert float((half - full).detach().norm() / (full - start).detach().norm()) < 0.01
     ours.load_state_dict(ours.state_dict())
     assert ours.state[half]["exp_avg_sq"].dtype == torch.bfloat16
+
+
+def test_muon_does_not_step_in_the_hosts_memory() -> None:
+    with pytest.raises(ValueError, match=r"optimizer muon .* leave out --model.cpu_offload true"):
+        check_optimizer(dataclasses.replace(STAGE, optimizer="muon"), cpu_offload=True)

@@ -12,6 +12,8 @@ from torch import nn
 from prismatic.data.largest import MicroBatch
 from prismatic.train.memory.plan import GIB, MemoryPlan, Planner, Setup
 
+RECOMPUTE_COSTS = (("full", "about a third"), ("selective", "a few percent"))
+
 BatchOf = Callable[[Setup], MicroBatch]
 """The largest forward pass under a setup: its batch size and aggregator count."""
 
@@ -84,9 +86,9 @@ def _changes(setup: Setup) -> Iterator[Change]:
     if setup.processes > 1 and stage.train_strategy != "fsdp-full-shard":
         flag = f"{prefix}train_strategy fsdp-full-shard"
         yield Change("strategy", {"train_strategy": "fsdp-full-shard"}, flag, "weights travel more, the same step")
-    if not setup.checkpointing:
-        flag = "--model.enable_gradient_checkpointing true"
-        yield Change("recompute", {"checkpointing": True}, flag, "about a third more computing, the same step")
+    for how, cost in RECOMPUTE_COSTS[: {"none": 2, "selective": 1, "full": 0}[setup.recompute]][::-1]:
+        flag = f"--model.activation_checkpointing {how}"
+        yield Change("recompute", {"recompute": how}, flag, f"{cost} more computing, the same step")
     if stage.optimizer == "adamw" and not setup.offload:
         flag = f"{prefix}optimizer adamw-bf16"
         yield Change("optimizer", {"optimizer": "adamw-bf16"}, flag, "moments of 8 significant bits")

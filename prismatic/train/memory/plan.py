@@ -18,6 +18,7 @@ from prismatic.conf.models import ModelConfig, StageConfig
 from prismatic.data.largest import MicroBatch
 from prismatic.models.llm.lora import has_adapter, is_adapter_key
 from prismatic.train import fsdp
+from prismatic.train.layers import checkpoint_layers
 from prismatic.train.memory.rehearsal import GRADIENTS, Sharding, rehearse
 from prismatic.train.optim import OPTIMIZERS
 from prismatic.train.optim.muon import hidden_matrices
@@ -45,7 +46,7 @@ class Setup:
     on_gpu: bool
     half: bool
     reduce_fp32: bool
-    checkpointing: bool
+    recompute: str
     offload: bool
     aggregates: bool = False
     aggregator: str | None = None
@@ -60,7 +61,7 @@ class Setup:
             on_gpu=on_gpu,
             half=on_gpu and model.enable_mixed_precision_training,
             reduce_fp32=model.reduce_in_full_precision,
-            checkpointing=model.enable_gradient_checkpointing,
+            recompute=model.recompute,
             offload=model.cpu_offload,
             aggregates=model.model_path is None and model.frame_aggregator == "concat",
         )
@@ -132,7 +133,7 @@ class Planner:
         return MemoryPlan({name: size for name, size in parts.items() if size}, batch, setup.on_gpu, note)
 
     def _passing(self, setup: Setup, sharding: Sharding, batch: MicroBatch) -> tuple[dict[str, int], str]:
-        key = (sharding, batch, setup.checkpointing, setup.aggregator)
+        key = (sharding, batch, setup.recompute, setup.aggregator)
         if key not in self._rehearsed:
             try:
                 live = rehearse(self._vlm, batch, sharding, lambda twin: _prepare(twin, setup))
@@ -184,8 +185,7 @@ def _aggregator(vlm: Any, setup: Setup) -> Any:
 def _prepare(twin: Any, setup: Setup) -> None:
     if setup.aggregator is not None:
         twin.aggregator = _aggregator(twin, setup)
-    if setup.checkpointing:
-        fsdp.checkpoint_layers(twin.llm_backbone.layers)
+    checkpoint_layers(twin.llm_backbone.layers, setup.recompute)
 
 
 def _formula(vlm: Any, batch: MicroBatch, setup: Setup) -> float:
@@ -193,7 +193,7 @@ def _formula(vlm: Any, batch: MicroBatch, setup: Setup) -> float:
     llm = vlm.llm_backbone
     number = 2 if setup.half else 4
     layers = len(llm.layers)
-    kept = 2 * layers + 34 if setup.checkpointing else 34 * layers
+    kept = 2 * layers + 34 if setup.recompute == "full" else 34 * layers
     head = llm.llm.get_output_embeddings()
     vocabulary = head.weight.shape[0] if head is not None else 0
     return batch.rows * batch.length * llm.embed_dim * number / 2 * kept + batch.labels * vocabulary * (8 + number)

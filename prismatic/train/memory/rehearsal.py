@@ -83,7 +83,10 @@ class _Shards:
         self._kept: list[torch.Tensor] = []  # Shards of gradients, to the end of the step
         self._in_flight: list[torch.Tensor] = []  # The input of the last reduction
         self._units: list[list[nn.Parameter]] = []
-        self._open: list[set[nn.Parameter]] = []
+        self._open: list[set[nn.Parameter]] = []  # Of each unit, the weights that no gradient has reached yet
+        self._trained: list[bool] = []
+        # As `shard` has it: a tower of which nothing is trained stays gathered.
+        self._kept_whole = None if any(p.requires_grad for p in twin.vision_backbone.parameters()) else 0
         owned: set[nn.Parameter] = set()
         modules = [*twin.fsdp_units(), twin]
         for number, unit in enumerate(modules):
@@ -91,6 +94,7 @@ class _Shards:
             owned.update(own)
             self._units.append(own)
             self._open.append({p for p in own if p.requires_grad})
+            self._trained.append(bool(self._open[number]))
             for parameter in self._open[number]:
                 parameter.register_post_accumulate_grad_hook(lambda p, n=number: self._accumulated(n, p))
             if unit is not twin:
@@ -123,14 +127,15 @@ class _Shards:
         self._gathered[number] = held
 
     def _after_forward(self, number: int, output: Any) -> None:
-        if self._sharding.reshard:
+        if self._sharding.reshard and number != self._kept_whole:
             self._gathered.pop(number, None)
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
                 leaf.register_hook(lambda _grad, n=number: self._before_backward(n))
 
     def _before_backward(self, number: int) -> None:
-        for other in [n for n in self._gathered if n != number and not self._open[n] and self._sharding.reshard]:
+        over = [n for n in self._gathered if n not in (number, self._kept_whole) and not self._trained[n]]
+        for other in over if self._sharding.reshard else ():
             del self._gathered[other]
         self._gather(number)
         if self._sharding.shards > 1 and number > 1 and self._sharding.reshard:

@@ -40,8 +40,11 @@ class OptimizerSpec:
 OPTIMIZERS: Registry[OptimizerSpec] = Registry("optimizer", flag="--model.finetune_optimizer")
 
 
-def check_optimizer(stage: StageConfig) -> None:
-    """Before weights are read: raises ValueError for an unknown optimizer, a missing package, an unfit schedule."""
+def check_optimizer(stage: StageConfig, cpu_offload: bool = False) -> None:
+    """Before weights are read: raises ValueError for an unknown optimizer, a missing package, what does not go with it.
+
+    cpu_offload: the optimizer works on weights in the host's memory.
+    """
     from importlib.util import find_spec
 
     prefix = "--model.align_" if stage.stage == "align" else "--model.finetune_"
@@ -53,6 +56,11 @@ def check_optimizer(stage: StageConfig) -> None:
         )
     if stage.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise ValueError(f"{prefix}optimizer muon needs PyTorch 2.9 or newer; this is {torch.__version__}")
+    if stage.optimizer == "muon" and cpu_offload:
+        raise ValueError(
+            f"{prefix}optimizer muon multiplies matrices in its step, which the host is too slow for; leave out "
+            f"--model.cpu_offload true, or pass {prefix}optimizer adamw"
+        )
     if spec.schedules and stage.lr_scheduler_type not in spec.schedules:
         raise ValueError(
             f"{prefix}optimizer {stage.optimizer} averages the weights in the place of a decay of the learning rate; "

@@ -69,14 +69,14 @@ def _tracked(vlm: PrismaticVLM, batch: Batch, stage: Any) -> int:
 
 
 @pytest.mark.parametrize("stage", ["align", "finetune", "full-finetune"])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_the_plan_is_what_a_real_step_takes(
-    whole: PrismaticVLM, model: ModelConfig, stage: str, recompute: bool
+    whole: PrismaticVLM, model: ModelConfig, stage: str, recompute: str
 ) -> None:
     vlm, world = copy.deepcopy(whole), dist.start("cpu")
     vlm.freeze(stage)
     sizes, batch = _batch(vlm)
-    setup = replace(_setup(model, checkpointing=recompute), stage=model.stage("finetune"))
+    setup = replace(_setup(model, recompute=recompute), stage=model.stage("finetune"))
     plan = Planner(vlm).plan(setup, sizes)
     fsdp.shard(
         vlm,
@@ -84,13 +84,11 @@ def test_the_plan_is_what_a_real_step_takes(
         setup.stage.train_strategy,
         mixed_precision=False,
         reduce_fp32=True,
-        checkpoint_activations=recompute,
+        recompute=recompute,
     )
     vlm.train()
     assert not plan.note
-    tracked = _tracked(vlm, batch, setup.stage)
-    print("RATIO", stage, recompute, plan.peak/tracked)
-    assert plan.peak == pytest.approx(tracked, rel=0.08)
+    assert plan.peak == pytest.approx(_tracked(vlm, batch, setup.stage), rel=0.05)
 
 
 def test_the_plan_of_bf16_is_what_such_a_step_takes(whole: PrismaticVLM, model: ModelConfig) -> None:
@@ -105,9 +103,7 @@ def test_the_plan_of_bf16_is_what_such_a_step_takes(whole: PrismaticVLM, model: 
     for unit in [*vlm.fsdp_units(), vlm]:
         mesh = fsdp._mesh(world, fsdp.STRATEGIES.get("fsdp-full-shard"))
         fsdp.fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=unit is not vlm)
-    tracked = _tracked(vlm, batch, setup.stage)
-    print("RATIO bf16", plan.peak/tracked)
-    assert plan.peak == pytest.approx(tracked, rel=0.08)
+    assert plan.peak == pytest.approx(_tracked(vlm, batch, setup.stage), rel=0.05)
 
 
 def test_what_lasts_goes_by_shards_and_optimizer(whole: PrismaticVLM, model: ModelConfig) -> None:
@@ -138,13 +134,13 @@ def test_more_at_a_time_takes_more_and_recomputing_less(whole: PrismaticVLM, mod
     vlm.freeze("finetune")
     planner = Planner(vlm)
 
-    def activations(count: int, frames: int, recompute: bool) -> float:
+    def activations(count: int, frames: int, recompute: str) -> float:
         size = micro_batch([ExampleSize((frames,), TEXT, LABELS)] * count, vlm.tokens_per_clip, packing=True)
-        return planner.plan(_setup(model, checkpointing=recompute), size).parts["activations"]
+        return planner.plan(_setup(model, recompute=recompute), size).parts["activations"]
 
-    assert activations(8, 4, False) == pytest.approx(2 * activations(4, 4, False), rel=0.05)
-    assert activations(4, 16, False) > 1.5 * activations(4, 4, False)
-    assert activations(8, 4, True) < 0.6 * activations(8, 4, False)
+    assert activations(8, 4, "none") == pytest.approx(2 * activations(4, 4, "none"), rel=0.05)
+    assert activations(4, 16, "none") > 1.5 * activations(4, 4, "none")
+    assert activations(8, 4, "full") < 0.6 * activations(8, 4, "none")
 
 
 def test_the_cheapest_change_that_fits_comes_first(whole: PrismaticVLM, model: ModelConfig) -> None:
@@ -162,7 +158,7 @@ def test_the_cheapest_change_that_fits_comes_first(whole: PrismaticVLM, model: M
     assert half.fits and half.flags == "--model.finetune_per_device_batch_size 4"
     assert half.plan.needed < 0.8 * plan.needed
     never = advise(vlm, setup, 1000, batch_of)
-    assert not never.fits and "--model.frame_aggregator mean" in never.flags
+    assert not never.fits and "--model.finetune_per_device_batch_size 1 " in never.flags
     assert "--model.cpu_offload" not in never.flags  # Not on a CPU
     limit = 1.3 * never.plan.needed
     several = advise(vlm, setup, limit, batch_of)
