@@ -146,7 +146,7 @@ class Trainer:
                 self.metrics = narration.start_metrics(self)
             try:
                 self._longest_first()
-                with memory_told(self.forecast, f"after step {first_step}"):
+                with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
                     code = self._run()
             finally:
                 if self.metrics is not None:
@@ -242,7 +242,7 @@ class Trainer:
             return
         self._set_training(True)
         passes = 2 if self.stage.global_batch_size > self.stage.per_device_batch_size * self.world.world_size else 1
-        with memory_told(self.forecast, "the longest batch, tried before the first step"):
+        with memory_told(self.forecast, lambda: "the longest batch, tried before the first step"):
             longest.try_out(self.vlm, self.optimizer, batch, self.world, passes=passes)
 
     def _run(self) -> int:

@@ -106,6 +106,9 @@ class FakeLoader:
     def steps_per_epoch(self, epoch: int) -> int:
         return -(-self.count // self.per_step)
 
+    def largest(self) -> Batch:
+        return self._batch([(index, True) for index in range(self.per_device)])
+
     def iterate(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
         order = torch.arange(self.count)
         if self.shuffle:

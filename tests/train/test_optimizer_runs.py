@@ -58,7 +58,7 @@ def test_resumed_run_is_bit_for_bit_the_one_that_never_stopped(trainer: Make, na
     assert all(torch.equal(got[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", IDS[1:])  # test_two_ranks.py has the first, adamw
 def test_two_processes_are_one(launch: Callable, trainer: Make, tmp_path: Path, name: str) -> None:
     alone = trainer(run_id="alone", **_config(name))
     assert alone.fit() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,8 @@ class Forecast:
 
 
 @contextmanager
-def memory_told(forecast: Forecast | None, when: str) -> Iterator[None]:
-    """Raise TrainingError that says what to type when memory runs out inside. when: "step 7", for the text."""
+def memory_told(forecast: Forecast | None, when: Callable[[], str]) -> Iterator[None]:
+    """Raise TrainingError that says what to type when memory runs out inside. when: gives "step 7", for the text."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -86,7 +86,7 @@ def memory_told(forecast: Forecast | None, when: str) -> Iterator[None]:
             raise
         first = " ".join(str(error).split())[:200]
         advice = forecast.way_out() if forecast is not None else "lower --model.finetune_per_device_batch_size"
-        raise TrainingError(f"{when}: out of memory ({first}); {advice}") from error
+        raise TrainingError(f"{when()}: out of memory ({first}); {advice}") from error
 
 
 def _sizes(dataset: ClipDataset, rows: Sequence[int]) -> list[ExampleSize]:
