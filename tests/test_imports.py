@@ -38,7 +38,8 @@ LAYERS = {
     "__init__": 8,
     "__main__": 8,
 }
-OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio", "schedulefree", "torchao")
+OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio")
+OPTIONAL += ("schedulefree", "torchao")
 
 
 def _room(path: Path) -> str:

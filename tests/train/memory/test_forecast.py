@@ -82,9 +82,7 @@ def test_without_a_device_to_plan_for_a_size_is_asked_for(cfg: PretrainConfig, m
 def test_memory_that_runs_out_says_what_to_type(cfg: PretrainConfig) -> None:
     forecast = _forecast(cfg)
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError("none")):
-        with pytest.raises(
-            TrainingError, match=r"step 7: out of memory .*planned were .* try --model.fine"
-        ):
+        with pytest.raises(TrainingError, match=r"step 7: out of memory .*planned were .* try --model.fine"):
             with memory_told(forecast, lambda: "step 7"):
                 raise error
     with pytest.raises(TrainingError, match=r"lower --model.finetune_per_device_batch_size"):
@@ -134,9 +132,7 @@ def test_a_longest_batch_that_does_not_fit_stops_before_the_first_step(trainer: 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     run.vlm.llm_backbone.layers[0].register_forward_hook(exhausted)
-    with pytest.raises(
-        TrainingError, match=r"tried before the first step: out of memory .* try --model"
-    ):
+    with pytest.raises(TrainingError, match=r"tried before the first step: out of memory .* try --model"):
         run.fit()
     assert run.at.step == 0
 
