@@ -24,12 +24,14 @@ from prismatic.models.aggregators import build_aggregator
 from prismatic.models.llm import lora
 from prismatic.models.llm.attention import choose_attention, use_attention
 from prismatic.models.llm.build import build_llm
+from prismatic.models.llm.context import use_context
 from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.start import add_adapters, read_start, start_from
+from prismatic.train.context import DataShare, share_data
 from prismatic.train.layers import use_tf32
 from prismatic.train.memory.forecast import Forecast
 from prismatic.train.optim import check_patterns, freeze_matching
@@ -72,8 +74,11 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     add_adapters(vlm, cfg)
     attention = use_attention(vlm.llm_backbone, cfg.model.attention, world.device, half)
     log.info(f"Attention of the LLM: {attention.removeprefix('prismatic_')}; recomputed: {cfg.model.recompute}")
+    share = share_data(world, cfg.context_parallel_size)
+    if share.shards is not None:
+        use_context(vlm.llm_backbone, share.shards)
     choose_trained(vlm, cfg)
-    loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
+    loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share)
     train_loader = loader(cfg.dataset, train_records, train=True)
     forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)
     if dist.rank_zero():
@@ -196,7 +201,7 @@ def build_loader(
     *,
     cfg: PretrainConfig,
     vlm: PrismaticVLM,
-    world: World,
+    share: DataShare,
     train: bool,
 ) -> StepLoader:
     """Batches of one dataset for this process, in an order that depends on the seed alone."""
@@ -206,15 +211,16 @@ def build_loader(
     packing = data.packing and vlm.llm_backbone.separates
     if data.packing and not packing:
         log.info("--dataset.packing: rows are padded, because this LLM does not keep examples of a shared row apart")
+    make = partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing)
     return StepLoader(
         dataset,
-        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing),
+        (lambda examples: share.own(make(examples))) if share.echo else make,
         num_examples=dataset.num_examples,
         global_batch_size=stage.global_batch_size,
         per_device_batch_size=stage.per_device_batch_size,
         seed=cfg.seed,
-        rank=world.rank,
-        world_size=world.world_size,
+        rank=share.rank,
+        world_size=share.world_size,
         num_workers=data.num_workers,
         shuffle=train,
         packing=packing,

@@ -46,6 +46,7 @@ class PretrainConfig:
     keep_checkpoints: int = 2  # Resumable checkpoints kept in the run folder, newest first
     validation_interval: int | None = None  # Also validate every this many steps (always at the end of an epoch)
     device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
+    context_parallel_size: int = 1  # Processes that share each batch, for samples longer than one GPU holds
     device_memory: float | None = None  # GiB of a device to plan for; default: what the device here has
     longest_batch_first: Literal["auto", "always", "never"] = "auto"  # Try it before step 1; auto: on a GPU
     dry_run: bool = False  # Print the resolved configuration, sizes and tokens per example, then leave
@@ -62,6 +63,17 @@ class PretrainConfig:
             return self.run_id
         name = f"{self.model.model_id}+stage-{self.stage}+x{self.seed}"
         return name if self.dataset.dataset_id == "llava-v15" else f"{self.dataset.dataset_id}+{name}"
+
+    def _validate_context(self, world_size: int) -> None:
+        size, flag = self.context_parallel_size, "--context_parallel_size"
+        if size < 1 or world_size % size:
+            raise ValueError(f"{flag} must divide the number of processes, {world_size}, got {size}")
+        if size == 1:
+            return
+        if self.model.model_path is not None:
+            raise ValueError(f"{flag} {size} is for composed models, not for --model.type hf-vlm; leave it out")
+        if not self.dataset.packing or (self.val_dataset is not None and not self.val_dataset.packing):
+            raise ValueError(f"{flag} {size} shares batches of one row; pass --dataset.packing true (val_dataset too)")
 
     def validate(self, world_size: int = 1) -> None:
         """Raises ValueError naming the flag when a value cannot work. The script calls it before anything is built."""
@@ -87,7 +99,8 @@ class PretrainConfig:
         run_id = self.resolved_run_id()
         if "/" in run_id or run_id in (".", ".."):
             raise ValueError(f"--run_id is a folder name below --run_root_dir, not a path; got '{run_id}'")
-        self.model.validate(self.stage, world_size)
+        self._validate_context(world_size)
+        self.model.validate(self.stage, world_size // self.context_parallel_size)
         self.dataset.validate()
         if self.val_dataset is not None:
             self.val_dataset.validate()

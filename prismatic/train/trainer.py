@@ -241,7 +241,8 @@ class Trainer:
         if not all(dist.gather_objects(batch is not None)):
             return
         self._set_training(True)
-        passes = 2 if self.stage.global_batch_size > self.stage.per_device_batch_size * self.world.world_size else 1
+        together = self.stage.per_device_batch_size * self.world.world_size // self.cfg.context_parallel_size
+        passes = 2 if self.stage.global_batch_size > together else 1
         with memory_told(self.forecast, lambda: "the longest batch, tried before the first step"):
             longest.try_out(self.vlm, self.optimizer, batch, self.world, passes=passes)
 

@@ -1,6 +1,7 @@
 """The gradient of the first step of a real run over mixed examples, in this process or under torchrun.
 
-`python gradients.py '{"root": ..., "per_device": [2, 4], "out": "folder"}'` is what a test starts.
+`python gradients.py '{"root": ..., "layouts": [[2, 1], [4, 2]], "out": "folder"}'` is what a test starts.
+A layout is (examples of a forward pass, processes that share each batch).
 """
 
 from __future__ import annotations
@@ -41,20 +42,22 @@ def write_data(root: Path) -> None:
     (root / "a.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def first_gradient(root: Path, per_device: int, world: dist.World, packing: bool = True) -> dict[str, torch.Tensor]:
+def first_gradient(
+    root: Path, per_device: int, world: dist.World, packing: bool = True, context: int = 1
+) -> dict[str, torch.Tensor]:
     """Whole gradients by name; every process calls it."""
     flags = (
         f"--model.type tiny-video --stage full-finetune --model.finetune_global_batch_size {GLOBAL} --device cpu "
         f"--model.finetune_per_device_batch_size {per_device} --dataset.type custom --dataset.num_workers 0 "
-        f"--run_id {world.world_size}-{per_device}-{packing} --dataset.packing {str(packing).lower()} "
-        "--model.num_frames 4"
+        f"--run_id {world.world_size}-{per_device}-{packing}-{context} --dataset.packing {str(packing).lower()} "
+        f"--model.num_frames 4 --context_parallel_size {context}"
     )
     paths = ("--dataset.dataset_root_dir", str(root), "--run_root_dir", str(root), "--trackers", '["jsonl"]')
     files_ = ("--dataset.finetune_stage_components", '["a.json", "media"]')
     trainer = build_trainer(cli.parse(PretrainConfig, [*flags.split(), *paths, *files_]), world)
     trainer._set_training(True)
     batches = next(trainer.train_loader.iterate(0))
-    assert len(batches) == GLOBAL // per_device // world.world_size
+    assert len(batches) == GLOBAL // per_device // (world.world_size // context)
     trainer.stepper.backward(batches, trainer.stepper.count(batches).label_tokens)
     found = {name: p.grad.full_tensor().clone() for name, p in trainer.vlm.named_parameters() if p.grad is not None}
     vars(trainer).clear()
@@ -64,10 +67,10 @@ def first_gradient(root: Path, per_device: int, world: dist.World, packing: bool
 def main(options: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     world = dist.start("cpu")
-    for size in options["per_device"]:
-        found = first_gradient(Path(options["root"]), size, world)
+    for size, context in options["layouts"]:
+        found = first_gradient(Path(options["root"]), size, world, context=context)
         if world.rank == 0:
-            files.write_tensors(Path(options["out"]) / f"{size}.safetensors", found, {})
+            files.write_tensors(Path(options["out"]) / f"{size}-{context}.safetensors", found, {})
     dist.stop()
     return 0
 

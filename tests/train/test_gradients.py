@@ -50,8 +50,10 @@ def test_micro_batches_and_packing(data: Path, expected: dict, micro_batches: in
     _assert_same(found, expected)
 
 
-def test_two_processes(data: Path, expected: dict, tmp_path: Path) -> None:
-    options = {"root": str(data), "per_device": [4, 2], "out": str(tmp_path)}
+def test_two_processes_with_batches_of_their_own_and_shared_ones(
+    data: Path, expected: dict, tmp_path: Path
+) -> None:
+    options = {"root": str(data), "layouts": [[4, 1], [2, 1], [8, 2], [2, 2]], "out": str(tmp_path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, gradients.__file__, json.dumps(options)],
@@ -61,5 +63,5 @@ def test_two_processes(data: Path, expected: dict, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for size in options["per_device"]:
-        _assert_same(load_file(tmp_path / f"{size}.safetensors"), expected)
+    for size, context in options["layouts"]:
+        _assert_same(load_file(tmp_path / f"{size}-{context}.safetensors"), expected)

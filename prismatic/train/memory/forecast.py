@@ -35,7 +35,12 @@ class Forecast:
     def __init__(self, cfg: PretrainConfig, vlm: Any, dataset: ClipDataset, world: World, packing: bool) -> None:
         on_gpu = world.device.type == "cuda"
         self.setup = Setup.of(
-            cfg.model, cfg.stage, processes=world.world_size, local=world.local_world_size, on_gpu=on_gpu
+            cfg.model,
+            cfg.stage,
+            processes=world.world_size,
+            local=world.local_world_size,
+            on_gpu=on_gpu,
+            context=cfg.context_parallel_size,
         )
         self.capacity = _capacity(cfg, world)
         self._vlm = meta_twin(vlm, torch.float32)

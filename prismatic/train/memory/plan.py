@@ -37,7 +37,8 @@ class Setup:
     """What a plan depends on beside the model and its data: the part of the configuration that can be changed to fit.
 
     processes, local: over all machines, and on one. on_gpu: planned for a GPU. half: computes in bf16 over fp32
-    weights. aggregates: the model has an aggregator that could be another; aggregator: the id of that other one.
+    weights. context: processes that share each batch. aggregates: the model has an aggregator that could be another;
+    aggregator: the id of that other one.
     """
 
     stage: StageConfig
@@ -48,11 +49,12 @@ class Setup:
     reduce_fp32: bool
     recompute: str
     offload: bool
+    context: int = 1
     aggregates: bool = False
     aggregator: str | None = None
 
     @classmethod
-    def of(cls, model: ModelConfig, stage: str, *, processes: int, local: int, on_gpu: bool) -> Setup:
+    def of(cls, model: ModelConfig, stage: str, *, processes: int, local: int, on_gpu: bool, context: int = 1) -> Setup:
         """The setup that a configuration asks for."""
         return cls(
             stage=model.stage(stage),
@@ -63,6 +65,7 @@ class Setup:
             reduce_fp32=model.reduce_in_full_precision,
             recompute=model.recompute,
             offload=model.cpu_offload,
+            context=context,
             aggregates=model.model_path is None and model.frame_aggregator == "concat",
         )
 
@@ -76,7 +79,7 @@ class Setup:
         """How the strategy lays weights over the processes."""
         row = fsdp.STRATEGIES.get(self.stage.train_strategy)
         shards = {"one": self.processes, "per-machine": self.local, "per-process": 1}[row.copies]
-        together = self.stage.per_device_batch_size * self.processes
+        together = self.stage.per_device_batch_size * self.processes // self.context
         return Sharding(
             shards=shards,
             reshard=row.reshard_after_forward,
@@ -85,6 +88,7 @@ class Setup:
             number=2 if self.half else 4,
             reduced=2 if self.half and not self.reduce_fp32 else 4,
             offload=self.offload,
+            context=self.context,
         )
 
 

@@ -28,7 +28,7 @@ class Sharding:
     shards: processes that share one copy. reshard: gathered weights are freed between forward and backward pass.
     accumulates: a step has several micro-batches. sync: gradients are reduced after each of them. number, reduced:
     bytes of a number that is computed with, and of a gradient while it is summed. offload: shards are in the host's
-    memory.
+    memory. context: processes that share each sequence.
     """
 
     shards: int
@@ -38,6 +38,7 @@ class Sharding:
     number: int
     reduced: int
     offload: bool = False
+    context: int = 1
 
 
 def rehearse(
@@ -55,7 +56,7 @@ def rehearse(
     shards = _Shards(twin, sharding, live)
     with live, fused_attention():
         root = shards.gather_root()
-        loss = _forward(twin, batch)
+        loss = _forward(twin, batch, sharding.context)
         loss.backward()
         del loss
         shards.finish()
@@ -63,14 +64,16 @@ def rehearse(
     return live
 
 
-def _forward(twin: Any, batch: MicroBatch) -> torch.Tensor:
+def _forward(twin: Any, batch: MicroBatch, context: int) -> torch.Tensor:
     side = twin.vision_backbone.image_spec.resolution
     counts = batch.frames or (1,)
     frames = torch.empty(sum(counts), 3, side, side, dtype=torch.uint8, device="meta")
     visual = twin.encode(frames, counts)
     ids = torch.empty(batch.rows, batch.length, dtype=torch.int64, device="meta")
     embeds = twin.splice(ids, visual)
-    places = torch.empty(max(1, batch.labels), dtype=torch.int64, device="meta")
+    if context > 1:  # Of attention, the keys and values that are gathered are not counted
+        embeds = embeds[:, : -(-batch.length // context)].contiguous()
+    places = torch.empty(max(1, batch.labels // context), dtype=torch.int64, device="meta")
     return twin.llm_backbone.token_losses(embeds, None, places, torch.empty_like(places))
 
 

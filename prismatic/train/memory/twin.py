@@ -15,9 +15,12 @@ from torch import nn
 def meta_twin(vlm: nn.Module, dtype: torch.dtype) -> Any:
     """A copy of `vlm` (on any device, not sharded) with its weights on the meta device, in `dtype` as it computes.
 
-    Buffers keep their dtypes. The tokenizer is shared.
+    Buffers keep their dtypes. The tokenizer is shared. The twin is alone: it has whole sequences.
     """
-    memo: dict[int, Any] = {id(vlm.llm_backbone.tokenizer): vlm.llm_backbone.tokenizer}
+    llm = vlm.llm_backbone
+    memo: dict[int, Any] = {id(llm.tokenizer): llm.tokenizer}
+    if getattr(llm, "context", None) is not None:
+        memo[id(llm.context)] = None
     with torch.no_grad():
         for parameter in vlm.parameters():
             empty = torch.empty(parameter.shape, dtype=dtype, device="meta")
