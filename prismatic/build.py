@@ -24,13 +24,17 @@ from prismatic.models.aggregators import build_aggregator
 from prismatic.models.llm import lora
 from prismatic.models.llm.attention import choose_attention, use_attention
 from prismatic.models.llm.build import build_llm
+from prismatic.models.llm.context import use_context
 from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.start import add_adapters, read_start, start_from
+from prismatic.train.context import DataShare, share_data
 from prismatic.train.layers import use_tf32
+from prismatic.train.memory.forecast import Forecast
+from prismatic.train.optim import check_patterns, freeze_matching
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
@@ -44,7 +48,7 @@ log = logging.getLogger(__name__)
 
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
-    check_stage(cfg.model.stage(cfg.stage))
+    check_stage(cfg.model.stage(cfg.stage), cfg.model.cpu_offload)
     half = cfg.model.enable_mixed_precision_training and world.device.type == "cuda"
     choose_attention(cfg.model.attention, world.device, half)
     use_tf32(cfg.model.tf32, world.device)
@@ -70,17 +74,35 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     add_adapters(vlm, cfg)
     attention = use_attention(vlm.llm_backbone, cfg.model.attention, world.device, half)
     log.info(f"Attention of the LLM: {attention.removeprefix('prismatic_')}; recomputed: {cfg.model.recompute}")
-    vlm.freeze(cfg.stage)
-    loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
+    share = share_data(world, cfg.context_parallel_size)
+    if share.shards is not None:
+        use_context(vlm.llm_backbone, share.shards)
+    choose_trained(vlm, cfg)
+    loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share)
+    train_loader = loader(cfg.dataset, train_records, train=True)
+    forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)
+    if dist.rank_zero():
+        forecast.warn()
     return Trainer(
         cfg,
         vlm,
-        train_loader=loader(cfg.dataset, train_records, train=True),
+        train_loader=train_loader,
         val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
         world=world,
         run_dir=run_dir,
+        forecast=forecast,
         frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
     )
+
+
+def choose_trained(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
+    """Freeze what the stage does not train, then what `--model.freeze` names.
+
+    Raises ValueError for a pattern, there or in `--model.learning_rates`, that matches no weight to train.
+    """
+    vlm.freeze(cfg.stage)
+    freeze_matching(vlm, cfg.model.freeze)
+    check_patterns(vlm, cfg.model.learning_rates)
 
 
 def build_vlm(
@@ -179,7 +201,7 @@ def build_loader(
     *,
     cfg: PretrainConfig,
     vlm: PrismaticVLM,
-    world: World,
+    share: DataShare,
     train: bool,
 ) -> StepLoader:
     """Batches of one dataset for this process, in an order that depends on the seed alone."""
@@ -192,15 +214,16 @@ def build_loader(
             "--dataset.packing: rows are padded, because the attention of this LLM does not keep examples apart in "
             "one row without a mask of all of it (on a GPU, --model.attention flex may)"
         )
+    make = partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing)
     return StepLoader(
         dataset,
-        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing),
+        (lambda examples: share.own(make(examples))) if share.echo else make,
         num_examples=dataset.num_examples,
         global_batch_size=stage.global_batch_size,
         per_device_batch_size=stage.per_device_batch_size,
         seed=cfg.seed,
-        rank=world.rank,
-        world_size=world.world_size,
+        rank=share.rank,
+        world_size=share.world_size,
         num_workers=data.num_workers,
         shuffle=train,
         packing=packing,

@@ -39,6 +39,7 @@ LAYERS = {
     "__main__": 8,
 }
 OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio")
+OPTIONAL += ("schedulefree", "torchao")
 
 
 def _room(path: Path) -> str:

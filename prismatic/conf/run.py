@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import prismatic.conf.datasets  # noqa: F401  registers the ids of --dataset.type
 import prismatic.conf.presets  # noqa: F401  registers the ids of --model.type
@@ -46,6 +46,9 @@ class PretrainConfig:
     keep_checkpoints: int = 2  # Resumable checkpoints kept in the run folder, newest first
     validation_interval: int | None = None  # Also validate every this many steps (always at the end of an epoch)
     device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
+    context_parallel_size: int = 1  # Processes that share each batch, for samples longer than one GPU holds
+    device_memory: float | None = None  # GiB of a device to plan for; default: what the device here has
+    longest_batch_first: Literal["auto", "always", "never"] = "auto"  # Try it before step 1; auto: on a GPU
     dry_run: bool = False  # Print the resolved configuration, sizes and tokens per example, then leave
 
     hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
@@ -60,6 +63,17 @@ class PretrainConfig:
             return self.run_id
         name = f"{self.model.model_id}+stage-{self.stage}+x{self.seed}"
         return name if self.dataset.dataset_id == "llava-v15" else f"{self.dataset.dataset_id}+{name}"
+
+    def _validate_context(self, world_size: int) -> None:
+        size, flag = self.context_parallel_size, "--context_parallel_size"
+        if size < 1 or world_size % size:
+            raise ValueError(f"{flag} must divide the number of processes, {world_size}, got {size}")
+        if size == 1:
+            return
+        if self.model.model_path is not None:
+            raise ValueError(f"{flag} {size} is for composed models, not for --model.type hf-vlm; leave it out")
+        if not self.dataset.packing or (self.val_dataset is not None and not self.val_dataset.packing):
+            raise ValueError(f"{flag} {size} shares batches of one row; pass --dataset.packing true (val_dataset too)")
 
     def validate(self, world_size: int = 1) -> None:
         """Raises ValueError naming the flag when a value cannot work. The script calls it before anything is built."""
@@ -78,12 +92,15 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1 step, got {value}")
+        if self.device_memory is not None and not self.device_memory > 0:
+            raise ValueError(f"--device_memory is GiB of a device, greater than 0, got {self.device_memory}")
         if self.keep_checkpoints < 1:
             raise ValueError(f"--keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
         run_id = self.resolved_run_id()
         if "/" in run_id or run_id in (".", ".."):
             raise ValueError(f"--run_id is a folder name below --run_root_dir, not a path; got '{run_id}'")
-        self.model.validate(self.stage, world_size)
+        self._validate_context(world_size)
+        self.model.validate(self.stage, world_size // self.context_parallel_size)
         self.dataset.validate()
         if self.val_dataset is not None:
             self.val_dataset.validate()

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prismatic.data import plan
 from prismatic.data.dataset import FILLER_LENGTH, Position, SampleError
+from prismatic.data.largest import Batching, largest_rows
 from prismatic.data.order import EpochOrder
 from prismatic.types import Batch, Example
 
@@ -110,6 +111,15 @@ class StepLoader:
                 f"a process that reads data has died ({death}); it may have been out of memory: lower "
                 "--dataset.num_workers or the batch size, or use --dataset.num_workers 0 to see the reason"
             ) from error
+
+    def largest(self) -> Batch:
+        """The micro-batch with the most positions of the first epoch, of any process, read in this one.
+
+        Raises SampleError for a broken sample.
+        """
+        batching = Batching(self.global_batch_size, self.per_device_batch_size, self.packing, self.seed, self.shuffle)
+        rows = largest_rows(self.dataset, self.num_examples(0), batching)
+        return self.collate([self.dataset[Position(0, row)] for row in rows])
 
     def _death(self, error: Exception) -> str | None:
         """What DataLoader says about a worker that has died; None when `error` is about something else."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from prismatic.dist import World
 from prismatic.models.linear import use_onednn
@@ -59,6 +59,7 @@ def shard(
     reduce_fp32: bool,
     recompute: str = "full",
     compile_blocks: bool = False,
+    cpu_offload: bool = False,
 ) -> PrismaticVLM:
     """Shard `vlm` in place over all processes and return it. Its stage must be frozen and its weights loaded.
 
@@ -69,6 +70,8 @@ def shard(
         reduce_fp32: with mixed precision, sum gradients over processes in fp32 instead of bf16.
         recompute: what of the LLM's layers is computed again in the backward pass: "none", "full", "selective".
         compile_blocks: compile the LLM's layers and the blocks of the vision tower.
+        cpu_offload: weights, gradients and optimizer lie in the host's memory; a unit's weights come to the GPU when it
+            computes. Raises ValueError on a CPU, where they lie there anyway.
     """
     row = STRATEGIES.get(strategy)
     bf16 = mixed_precision and world.device.type == "cuda"
@@ -84,16 +87,27 @@ def shard(
     policy = MixedPrecisionPolicy()
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
-    mesh = _mesh(world, row)
+    if cpu_offload and world.device.type == "cpu":
+        raise ValueError("--model.cpu_offload true: this run computes on the CPU, where its weights are; leave it out")
+    place = _unit_options(policy, _mesh(world, row), cpu_offload)
     for unit in vlm.fsdp_units():
         # What is frozen and has no backward pass is gathered once for all: it is small, and never changes.
         kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
         reshard_after = row.reshard_after_forward and not kept
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after)
+        fully_shard(unit, reshard_after_forward=reshard_after, **place)
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
-    fully_shard(vlm, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(vlm, reshard_after_forward=False, **place)
     return vlm
+
+
+def _unit_options(policy: MixedPrecisionPolicy, mesh: DeviceMesh, cpu_offload: bool) -> dict[str, Any]:
+    """Options of `fully_shard` that all units share."""
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
+    if cpu_offload:
+        # Pinned, so that weights and gradients travel beside the computation; a CPU alone has nothing to pin for.
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    return options
 
 
 def set_gradient_sync(vlm: nn.Module, strategy: str, last_micro_batch: bool) -> None:

@@ -23,8 +23,10 @@ from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
 from prismatic.train.limits import TELL_AFTER, WaitAccount
+from prismatic.train.memory import longest
+from prismatic.train.memory.forecast import Forecast, memory_told
 from prismatic.train.metrics import Metrics
-from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
+from prismatic.train.optim import averaged, build_optimizer, build_schedule, check_optimizer, check_schedule
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
@@ -41,10 +43,11 @@ log = logging.getLogger(__name__)
 WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' figure, so that their curves compare)
 
 
-def check_stage(stage: StageConfig) -> None:
-    """Raises ValueError for an unknown strategy or schedule; call it before weights are read."""
+def check_stage(stage: StageConfig, cpu_offload: bool = False) -> None:
+    """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
     fsdp.STRATEGIES.get(stage.train_strategy)
     check_schedule(stage.lr_scheduler_type)
+    check_optimizer(stage, cpu_offload)
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Trainer:
 
     Args:
         frozen_modules: frozen modules of `vlm` whose weights no id can bring back (random ones); they are saved once.
+        forecast: what the run needs of memory, asked for advice when there is not enough.
     """
 
     def __init__(
@@ -77,10 +81,12 @@ class Trainer:
         run_dir: Path,
         *,
         frozen_modules: Sequence[str] = (),
+        forecast: Forecast | None = None,
     ) -> None:
+        self.forecast = forecast
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
-        check_stage(self.stage)
+        check_stage(self.stage, cfg.model.cpu_offload)
         self.train_loader, self.val_loader = train_loader, val_loader
         self.trained_modules = list(vlm.trainable_modules())
         # Adapters are saved in a form of their own, and the LLM below them is not trained.
@@ -93,9 +99,10 @@ class Trainer:
             mixed_precision=cfg.model.enable_mixed_precision_training,
             reduce_fp32=cfg.model.reduce_in_full_precision,
             recompute=cfg.model.recompute,
+            cpu_offload=cfg.model.cpu_offload,
             compile_blocks=cfg.model.compile,
         )
-        self.optimizer = build_optimizer(self.vlm, self.stage)
+        self.optimizer = build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
@@ -129,13 +136,20 @@ class Trainer:
                 return 0
             stage, began = self.stage, time.perf_counter()
             self.schedule = build_schedule(
-                self.optimizer, stage.lr_scheduler_type, self.total_steps, stage.warmup_ratio, self.at.step
+                self.optimizer,
+                stage.lr_scheduler_type,
+                self.total_steps,
+                stage.warmup_ratio,
+                self.at.step,
+                decay_ratio=stage.decay_ratio,
             )
             first_step = self.at.step
             if dist.rank_zero():
                 self.metrics = narration.start_metrics(self)
             try:
-                code = self._run()
+                self._longest_first()
+                with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
+                    code = self._run()
             finally:
                 if self.metrics is not None:
                     self.metrics.close()
@@ -161,7 +175,7 @@ class Trainer:
         gradients = self.stepper.backward(batches, counts.label_tokens)
         if not gradients.finite:
             raise TrainingError(narration.not_finite(self, batches, gradients))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.stepper.update(gradients)
         self.schedule.step()
         self.at.step += 1
@@ -187,7 +201,8 @@ class Trainer:
         if self.val_loader is None:
             return None
         self._set_training(False)
-        found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
+        with averaged(self.optimizer):
+            found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
         self._set_training(True)
         if isinstance(found, int):
             return found
@@ -219,6 +234,19 @@ class Trainer:
             keep=self.cfg.keep_checkpoints,
         )
         log.info(f"step {self.at.step}: saved {path.name} in {time.perf_counter() - began:.1f} s")
+
+    def _longest_first(self) -> None:
+        wanted = self.cfg.longest_batch_first
+        if wanted == "never" or (wanted == "auto" and self.world.device.type != "cuda"):
+            return
+        batch = longest.largest_batch(self.train_loader)
+        if not all(dist.gather_objects(batch is not None)):
+            return
+        self._set_training(True)
+        together = self.stage.per_device_batch_size * self.world.world_size // self.cfg.context_parallel_size
+        passes = 2 if self.stage.global_batch_size > together else 1
+        with memory_told(self.forecast, lambda: "the longest batch, tried before the first step"):
+            longest.try_out(self.vlm, self.optimizer, batch, self.world, passes=passes)
 
     def _run(self) -> int:
         self._set_training(True)
