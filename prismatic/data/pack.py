@@ -48,6 +48,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         ids=tuple(example.id for example in ordered),
         useful=sum(len(example) for example in ordered),
         skipped=tuple(skip for example in ordered for skip in example.skipped),
+        lengths=tuple(len(example) for example in ordered),
     )
 
 

@@ -157,14 +157,15 @@ class StepFlops:
     def step_flops(self, batches: Sequence[Batch]) -> float:
         """Forward and backward FLOPs of the micro-batches of this process.
 
-        Features that come from a cache cost nothing; they are what `Batch.features` holds.
+        Features that come from a cache (`Batch.cache`) cost nothing.
         """
         total = 0.0
         for batch in batches:
             total += self.llm.step_flops(lengths_of(batch), batch.num_label_tokens)
-            live = getattr(batch, "features", None) is None
-            for frames in batch.frames_per_medium:
+            cache = getattr(batch, "cache", None)
+            for number, frames in enumerate(batch.frames_per_medium):
                 vision, projector = self.clip(frames)
+                live = cache is None or cache.keys[number] is not None
                 total += vision * self._vision_passes * live + projector * self._projector_passes
         return total
 
@@ -187,9 +188,8 @@ def lengths_of(batch: Batch) -> list[int]:
     """Positions of each example of a batch. Where the batch does not tell them they are read off its position ids, in
     which padding at the end of a row counts as part of the row's last example.
     """
-    told = getattr(batch, "lengths", ())
-    if told:
-        return list(told)
+    if batch.lengths:
+        return list(batch.lengths)
     lengths = []
     for row in batch.position_ids:
         starts = (row == 0).nonzero()[:, 0].tolist()

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 # What may change between the start of a run and its continuation without changing what is computed.
 FREE = {
     *("val_dataset", "resume", "checkpoint_interval", "keep_checkpoints", "validation_interval", "device", "dry_run"),
+    *("val_datasets", "eval_task", "eval_examples", "eval_interval", "eval_max_new_tokens", "best_metric"),
+    *("on_nan", "max_nan_steps", "max_gradient", "profile", "peak_tflops", "dataset.decode_timeout"),
     *("hf_token", "plugins", "trackers", "wandb_project", "wandb_entity", "run_id", "run_root_dir"),
     *("model.enable_gradient_checkpointing", "model.trust_remote_code", "model.reduce_in_full_precision"),
     *("model.align_train_strategy", "model.finetune_train_strategy"),
