@@ -53,7 +53,9 @@ class PretrainConfig:
     eval_examples: int = 32  # Rows of each validation set that are answered, the same ones each time
     eval_interval: int | None = None  # Answer every this many steps instead of at each validation
     eval_max_new_tokens: int = 64  # Longest of these answers in tokens
-    best_metric: str = "validation_loss"  # What the best checkpoint is best in: validation_loss, or a score of eval_task
+    best_metric: str = (
+        "validation_loss"  # What the best checkpoint is best in: validation_loss, or a score of eval_task
+    )
     on_nan: Literal["stop", "skip"] = "stop"  # A step whose loss or gradient is not finite: stop, or leave it out
     max_nan_steps: int = 3  # With on_nan skip: stop after so many of such steps in a row
     max_gradient: float | None = None  # Treat a step with a larger gradient norm as one that is not finite
@@ -111,7 +113,7 @@ class PretrainConfig:
             more = {name: DatasetConfig.get_choice_class(name)() for name in more}
         return {**first, **more}
 
-    def _validate_telling(self) -> None:
+    def _validate_validation(self) -> None:
         if isinstance(self.val_datasets, list):
             known = sorted(DatasetConfig.get_known_choices())
             for name in self.val_datasets:
@@ -124,13 +126,18 @@ class PretrainConfig:
                     f"--val_datasets: '{name}' cannot be a name here; each set has one of its own, without brackets, "
                     "commas and slashes"
                 )
+
+    def _validate_telling(self) -> None:
+        self._validate_validation()
         if self.eval_task is None and self.eval_interval is not None:
             raise ValueError("--eval_interval does nothing without --eval_task (caption, choice, ...)")
         if (self.eval_task or self.best_metric != "validation_loss") and not self.validation_datasets():
             flag = "--eval_task" if self.eval_task else "--best_metric"
             raise ValueError(f"{flag} needs validation data: pass --val_dataset.type ID")
         if self.best_metric != "validation_loss" and self.eval_task is None:
-            raise ValueError(f"--best_metric {self.best_metric} is a score of answers: pass --eval_task caption or choice")
+            raise ValueError(
+                f"--best_metric {self.best_metric} is a score of answers: pass --eval_task caption or choice"
+            )
         for name in ("eval_examples", "eval_max_new_tokens", "max_nan_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")

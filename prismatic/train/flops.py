@@ -134,6 +134,15 @@ def _attentions(config: Any, layers: int) -> tuple[Attention, ...]:
     return tuple(Attention(width, window if "sliding" in kind else None) for kind in kinds[:layers])
 
 
+def count_flops(vlm: Any) -> StepFlops | None:
+    """A counter for a model that is not sharded yet; None, with a word about it, for one that cannot be counted."""
+    try:
+        return StepFlops(vlm)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        log.info(f"FLOPs of this model are not counted, so there is no MFU ({error})")
+        return None
+
+
 class StepFlops:
     """Counts the useful FLOPs of batches. Make it before the model is sharded; it keeps sizes and no weights.
 

@@ -11,17 +11,20 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prismatic import dist
+from prismatic.train import narration
 from prismatic.train.errors import TrainingError
 from prismatic.train.jsonl import RowFile
-from prismatic.train.step import Gradients
+from prismatic.train.step import Gradients, StepCounts
 from prismatic.types import Batch
+
+if TYPE_CHECKING:
+    from prismatic.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-SHOWN_IDS = 8
 LISTED_IDS = 64
 
 
@@ -51,6 +54,27 @@ class StepGuard:
         if dist.rank_zero():
             self._file.keep(lambda _number, row: row["step"] <= step)
 
+    def attempt(self, trainer: Trainer, batches: list[Batch], counts: StepCounts) -> Gradients | None:
+        """The gradients of the next step, or None when it is left out. Raises TrainingError by policy."""
+        step, stepper = trainer.at.step + 1, trainer.stepper
+        if not counts.label_tokens:
+            text = narration.nothing_to_learn(trainer, batches)
+            if not self.skips:
+                raise TrainingError(text)
+            self.leave_out(
+                step, text.partition(": ")[2], concerned(batches, [0.0] * len(batches)), "Look at these rows"
+            )
+            return None
+        kept = stepper.buffers() if self.skips else []
+        gradients = stepper.backward(batches, counts.label_tokens)
+        problem = self.problem(gradients)
+        if problem is None:
+            self.in_a_row = 0
+            return gradients
+        self.leave_out(step, problem, concerned(batches, gradients.losses), narration.advice(trainer))
+        stepper.leave_out(kept)
+        return None
+
     def problem(self, gradients: Gradients) -> str | None:
         """What is wrong with a step, as a clause; None when it can be taken. The same on every process."""
         norm = float(gradients.norm)
@@ -60,17 +84,13 @@ class StepGuard:
             return f"gradient norm {norm:g} is above --max_gradient {self._max_gradient:g}"
         return None
 
-    def taken(self) -> None:
-        """A step was taken: the row of those left out ends."""
-        self.in_a_row = 0
-
     def leave_out(self, step: int, problem: str, ids: Sequence[str], advice: str) -> None:
         """Account for step number `step`, which is not taken. Every process calls it.
 
         ids: of the samples concerned, of all processes. advice: for the text of the error. Raises TrainingError by
         policy, or when too many were left out in a row.
         """
-        named = some(ids)
+        named = narration.some(ids)
         if not self.skips:
             raise TrainingError(
                 f"step {step}: {problem}; the weights were not changed by it. Samples concerned: {named}. {advice}, or "
@@ -98,8 +118,3 @@ def concerned(batches: Sequence[Batch], losses: Sequence[float]) -> list[str]:
     gathered = dist.gather_objects((own, everything))
     bad = [i for ids, _ in gathered for i in ids]
     return bad or [i for _, ids in gathered for i in ids]
-
-
-def some(ids: Sequence[str]) -> str:
-    """A few ids for a sentence, and how many more there are."""
-    return ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")

@@ -63,3 +63,8 @@ def build_schedule(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return LambdaLR(optimizer, factor, last_epoch=done - 1)
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The present learning rate of each group by its name."""
+    return {group.get("name", "default"): float(group["lr"]) for group in optimizer.param_groups}

@@ -228,7 +228,7 @@ def test_skips_of_the_validation_data_have_a_file_and_a_limit_of_their_own(train
         run.fit()
     again = trainer()
     again.val_loader.broken = {2}
-    again.validation_skips._max_share = 0.5
+    again.validation_skips["validation"]._max_share = 0.5
     again.fit()
     rows = [json.loads(line) for line in (run.run_dir / "skipped-validation.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["row-2"]  # Of the last validation
