@@ -56,7 +56,7 @@ def line_chart(
     log: bool | None = None,
     marks: Sequence[int] = (),
 ) -> str:
-    """An <svg> of some curves over their steps; "" when none has a point.
+    """A list of names and an <svg> of some curves over their steps; "" when none has a point.
 
     percent: values are shares. from_zero: the scale begins there. log: None for a logarithmic scale where values differ
     much. marks: steps at which a thin line stands (loss spikes).
@@ -75,10 +75,10 @@ def line_chart(
         if x.low <= step <= x.high:
             parts.append(f'<path class="mark" d="M{x(step):.1f} {TOP}V{height - BOTTOM}"/>')
     parts += [_line(line, x, y) for line in lines]
-    parts.append(_legend(lines, width))
     names = ", ".join(line.name for line in lines)
     return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(names)}">'
+        _legend(lines)
+        + f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(names)}">'
         + "".join(parts)
         + "</svg>"
     )
@@ -116,15 +116,12 @@ def _grid(x: _Scale, y: _Scale, width: int, height: int, percent: bool) -> str:
     return "".join(parts)
 
 
-def _legend(lines: Sequence[Line], width: int) -> str:
-    if len(lines) < 2 and not lines[0].dots:  # the title says it
+def _legend(lines: Sequence[Line]) -> str:
+    """Names beside their colours, as a list that wraps; none for a single line, which the title names."""
+    if len(lines) < 2:
         return ""
-    parts, right = [], width - RIGHT
-    for line in reversed(lines):
-        right -= 6 * len(line.name) + 28
-        parts.append(f'<path class="line" style="stroke: var(--{line.colour})" d="M{right:.0f} {TOP + 3}h14"/>')
-        parts.append(f'<text class="name" x="{right + 19:.0f}" y="{TOP + 7}">{escape(line.name)}</text>')
-    return "".join(parts)
+    names = "".join(f'<li style="--c: var(--{line.colour})">{escape(line.name)}</li>' for line in lines)
+    return f'<ul class="legend">{names}</ul>'
 
 
 def _value_scale(values: Sequence[float], height: int, *, percent: bool, from_zero: bool, log: bool | None) -> _Scale:
@@ -132,7 +129,7 @@ def _value_scale(values: Sequence[float], height: int, *, percent: bool, from_ze
     positive = [value for value in values if value > 0]
     if log is None:
         log = bool(positive) and not percent and not from_zero and max(positive) / min(positive) > LOG_SCALE_FROM
-    bottom, top = height - BOTTOM, TOP + 12
+    bottom, top = height - BOTTOM, TOP
     if log and positive:
         low, high = min(positive), max(positive)
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -58,8 +58,9 @@ class Curve:
 
 
 def smoothed(curve: Curve, share: float) -> Curve:
-    """The moving mean of a curve over the last `share` of its points (of all so far at the start)."""
-    window = max(1, int(len(curve.means) * share))
+    """The moving mean of a curve over the last `share` of its points (of all so far at the start), a few at least."""
+    count = len(curve.means)
+    window = max(1, int(count * share), min(8, count // 8))
     total, sums = 0.0, [0.0]
     for value in curve.means:
         total += value

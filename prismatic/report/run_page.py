@@ -47,7 +47,7 @@ _VALIDATION = """
 {% endfor %}</tbody></table></div>{% endif %}
 {% if answers %}<p class="note">Newest answers, step {{ '{:,}'.format(answers[0].step) }}:</p>
 <div class="card"><table><thead><tr><th>id</th><th>question</th><th>answer</th><th>truth</th></tr></thead><tbody>
-{% for row in answers %}<tr><td class="text">{{ row.id }}</td><td class="text">{{ row.question }}</td>
+{% for row in answers %}<tr><td class="id">{{ row.id | truncate(24) }}</td><td class="text">{{ row.question }}</td>
 <td class="text">{{ row.prediction }}</td><td class="text">{{ row.reference }}</td></tr>{% endfor %}</tbody>
 </table></div>{% endif %}
 """

@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prismatic.report.chart import COLOURS, HALF, Line, line_chart, number_text
-from prismatic.report.history import Curve, History, read_history, smoothed
+from prismatic.report.history import History, read_history, smoothed
 from prismatic.report.run_page import PAGE
-from prismatic.report.tables import ANSWERS, REASONS, SPIKES, SkipReasons, card_rows, newest_rows, validation_rows
+from prismatic.report.tables import (
+    ANSWERS,
+    REASONS,
+    SPIKES,
+    SkipReasons,
+    card_rows,
+    newest_rows,
+    validation_parts,
+    validation_rows,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -46,7 +55,7 @@ _SETTINGS = (
     ("model.finetune_weight_decay", "weight decay"),
     ("model.finetune_lr_scheduler_type", "schedule"),
 )
-# (title, names of the values, options of line_chart); a name that ends in "(" stands for all that begin with it.
+# (title, names of the values, options of line_chart)
 _CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("Learning rate", ("Learning Rate", "Learning Rate ("), {"from_zero": True}),
     ("Gradient norm", ("Gradient Norm",), {}),
@@ -56,9 +65,8 @@ _CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("Step time and data wait, seconds", ("Step Time", "Data Wait"), {"from_zero": True}),
     ("Memory, GiB", ("Device Memory", "Host Memory"), {"from_zero": True}),
     ("Share of positions filled, and learned", ("Filled Share", "Label Share"), {"percent": True}),
-    ("Validation loss by data", ("Validation Loss (",), {}),
-    ("Scores during training", ("Evaluation ",), {}),
 )
+SCORES = 4  # drawings of scores
 
 
 def write_run_report(
@@ -94,7 +102,7 @@ def write_run_report(
         tiles=[*tiles, *_tiles(history, state)],
         charts={"loss": _loss_chart(history, [row["step"] for row in spikes])},
         stride=history.curve("Loss (Raw)").stride,
-        small=[(title, _small(history, names, options)) for title, names, options in _CHARTS],
+        small=_small_charts(history),
         validation=validation_rows(history),
         answers=[row for row in answers if row["step"] == answers[-1]["step"]],
         sections=sections,
@@ -137,17 +145,36 @@ def _loss_chart(history: History, spikes: Sequence[int]) -> str:
     return line_chart([*lines, Line("validation", validation, "two", dots=True)] if raw.steps else [], marks=spikes)
 
 
-def _small(history: History, names: Sequence[str], options: Mapping[str, Any]) -> str:
-    lines: list[tuple[str, Curve, bool]] = []
+def _small_charts(history: History) -> list[tuple[str, str]]:
+    """(title, drawing) of everything but the loss; a drawing is "" where nothing was measured."""
+    charts = [(title, _chart(history, _with_groups(history, names), options)) for title, names, options in _CHARTS]
+    charts.append(("Validation loss by data", _chart(history, validation_parts(history), {}, dots=True)))
+    scores: dict[str, dict[str, str]] = {}
+    for name in history.curves:
+        if name.startswith("Evaluation "):
+            score, _, data = name.removeprefix("Evaluation ").partition(" (")
+            scores.setdefault(score, {})[data.rstrip(")")] = name
+    # The dataset's own measure comes after the general ones, and says the most.
+    for score, names in list(scores.items())[::-1][:SCORES]:
+        charts.append((f"During training: {score}", _chart(history, names, {"from_zero": True}, dots=True)))
+    return charts
+
+
+def _with_groups(history: History, names: Sequence[str]) -> dict[str, str]:
+    """Names of curves by what they are called; a name that ends in "(" stands for all that begin with it."""
+    found = {}
     for name in names:
-        found = [n for n in history.curves if n.startswith(name)] if name[-1] in "( " else [name]
-        lines += [(_short_name(n, name), history.curve(n), name[-1] in "( ") for n in found]
-    drawn = [Line(n, curve, COLOURS[i], dots=dots) for i, (n, curve, dots) in enumerate(lines[: len(COLOURS)])]
-    return line_chart(drawn, width=HALF, height=200, **options)
+        if name.endswith("("):
+            found |= {n.removeprefix(name).rstrip(")"): n for n in history.curves if n.startswith(name)}
+        else:
+            found[name.lower()] = name
+    return found
 
 
-def _short_name(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).rstrip(")") if prefix[-1] in "( " else name.lower()
+def _chart(history: History, names: Mapping[str, str], options: Mapping[str, Any], dots: bool = False) -> str:
+    shown = list(zip(names.items(), COLOURS, strict=False))
+    lines = [Line(text, history.curve(name), colour, dots=dots) for (text, name), colour in shown]
+    return line_chart(lines, width=HALF, height=200, **options)
 
 
 def _tiles(history: History, state: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -38,7 +38,10 @@ svg { width: 100%; height: auto; display: block; }
 .chart .band { opacity: 0.18; stroke: none; }
 .chart text { fill: var(--soft); font: 11px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif;
   font-variant-numeric: tabular-nums; }
-.chart .name { fill: var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 0 0 8px; padding: 0; list-style: none; font-size: 13px;
+  color: var(--soft); }
+.legend li::before { content: ""; display: inline-block; width: 14px; height: 3px; border-radius: 2px;
+  background: var(--c); margin-right: 6px; vertical-align: middle; }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
@@ -46,6 +49,7 @@ tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
 tbody th { color: var(--ink); font-weight: 400; font-size: 15px; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { overflow-wrap: anywhere; font-size: 14px; }
+td.id { white-space: nowrap; font-size: 14px; }
 table.scores td { width: 38%; }
 tr.mean th { font-weight: 600; }
 .bar { display: flex; align-items: center; gap: 10px; font-variant-numeric: tabular-nums; }

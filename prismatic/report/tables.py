@@ -72,13 +72,23 @@ class Measured:
 def validation_rows(history: History) -> list[Measured]:
     """Every validation loss and every score of an evaluation during training, in the order in which they came."""
     rows = []
+    parts = validation_parts(history).values()
     for name, curve in history.curves.items():
-        loss = name.startswith("Validation Loss")
+        loss = name == "Validation Loss" or name in parts
         if curve.last is None or curve.best is None or not (loss or name.startswith("Evaluation ")):
             continue
         best = curve.best if loss else max(curve.highs)
         rows.append(Measured(name.removeprefix("Evaluation "), curve.last, best, loss))
     return rows
+
+
+def validation_parts(history: History) -> dict[str, str]:
+    """Names of the losses by data, and by number of clips where a dataset has several, by what they are called."""
+    prefix = "Validation Loss ("
+    parts = [name.removeprefix(prefix).rstrip(")") for name in history.curves if name.startswith(prefix)]
+    clips = Counter(part.partition(", L=")[0] for part in parts if ", L=" in part)
+    shown = [part for part in parts if ", L=" not in part or clips[part.partition(", L=")[0]] > 1]
+    return {part: f"{prefix}{part})" for part in shown} if len(shown) > 1 else {}
 
 
 def newest_rows(path: Path, count: int) -> tuple[list[dict[str, Any]], int]:
@@ -116,8 +126,3 @@ def card_rows(card: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("tokenizer", str(start.get("tokenizer_sha256"))[:12]),
     ]
     return [(name, text) for name, text in rows if text and text != "None"]
-
-
-def count_ids(rows: list[dict[str, Any]]) -> Counter[str]:
-    """How often each id stands in the micro-batches of spikes."""
-    return Counter(i for row in rows for batch in row.get("micro_batches", []) for i in batch.get("ids", []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +128,10 @@ def advice(trainer: Trainer) -> str:
 def validated(trainer: Trainer, parts: Sequence[Measured]) -> None:
     """Tell what the validation has measured; trainer.validation_loss is the mean of it."""
     loss, by_part = trainer.validation_loss, losses_by_part(parts)
-    several = ", ".join(f"{name} {value:.4f}" for name, value in by_part.items())
-    log.info(f"step {trainer.at.step}: validation loss {loss:.4f}" + (f" ({several})" if len(parts) > 1 else ""))
+    clips = Counter(part.data for part in parts)
+    told = {n: v for n, v in by_part.items() if ", L=" not in n or clips[n.partition(", L=")[0]] > 1}
+    several = "; ".join(f"{name}: {value:.4f}" for name, value in told.items())
+    log.info(f"step {trainer.at.step}: validation loss {loss:.4f}" + (f" ({several})" if len(told) > 1 else ""))
     if trainer.metrics is not None and loss is not None:
         trainer.metrics.log_validation(trainer.at.step, loss, sum(part.tokens for part in parts), by_part)
 
