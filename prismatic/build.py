@@ -232,9 +232,12 @@ def build_loader(
     stage = cfg.model.stage(cfg.stage)
     dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
     dataset.check()
+    packing = data.packing and vlm.llm_backbone.separates
+    if data.packing and not packing:
+        log.info("--dataset.packing: rows are padded, because this LLM does not keep examples of a shared row apart")
     return StepLoader(
         dataset,
-        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=data.packing),
+        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing),
         num_examples=dataset.num_examples,
         global_batch_size=stage.global_batch_size,
         per_device_batch_size=stage.per_device_batch_size,
@@ -243,6 +246,8 @@ def build_loader(
         world_size=world.world_size,
         num_workers=data.num_workers,
         shuffle=train,
+        packing=packing,
+        prefetch=data.prefetch,
     )
 
 

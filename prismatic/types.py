@@ -104,7 +104,7 @@ class Example:
 
 @dataclass
 class Batch:
-    """Examples in rows, one a row (padded) or several a row (packed).
+    """Examples in rows, one a row (padded) or all in one row (packed).
 
     input_ids, labels, position_ids: int64 [B, S]. Positions restart at 0 with each example of a row; padding at the end
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
@@ -124,6 +124,11 @@ class Batch:
     useful: int = 0
     skipped: tuple[Skip, ...] = field(default=())
     lengths: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> int:
+        """Positions that the LLM computes, padding among them; `useful` of them hold examples."""
+        return self.input_ids.numel()
 
     @property
     def num_label_tokens(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from prismatic.report.run_report import NAME as REPORT
 from prismatic.train import folder
 from prismatic.train.console import duration, short
+from prismatic.train.limits import LOUD_WAITS, TELL_AFTER
 from prismatic.train.metrics import Metrics
 from prismatic.train.validation import Measured, losses_by_part
 from prismatic.types import Batch
@@ -74,10 +76,11 @@ def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
         parts += [f"{trainer.guard.left_out} steps left out"] if trainer.guard.left_out else []
         console = trainer.metrics.console if trainer.metrics is not None else None
         parts += [f"MFU {console.mfu:.0%}"] if console is not None and console.mfu is not None else []
-        parts += [trainer.telling.limit.summary()] if trainer.telling.limit.summary() else []
         if trainer.world.device.type == "cuda":
             parts.append(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         log.info(f"Done: {', '.join(parts)}")
+    if trainer.waits.steps > TELL_AFTER:
+        limit(trainer)
     log.info(_weights(trainer))
     if (trainer.run_dir / REPORT).is_file():
         log.info(f"Report: {trainer.run_dir / REPORT}")
@@ -85,6 +88,16 @@ def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
         log.info(f"Ask it:  python scripts/generate.py --model_path {trainer.run_dir} --media VIDEO --prompt QUESTION")
     if trainer.metrics is not None and trainer.metrics.unwritten:
         log.warning(f"{trainer.metrics.unwritten} rows of metrics could not be written: the disk is full")
+
+
+def limit(trainer: Trainer) -> None:
+    """Which side the run waits for, reading or computing, and what helps."""
+    data, cores = trainer.cfg.dataset, os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # a container may have fewer than the machine
+    cacheable = "vision_backbone" not in trainer.trained_modules and not data.augmentations
+    verdict = trainer.waits.verdict(data.num_workers, cores // trainer.world.local_world_size, cacheable)
+    (log.warning if trainer.waits.share > LOUD_WAITS else log.info)(verdict)
 
 
 def start_metrics(trainer: Trainer) -> Metrics:

@@ -16,6 +16,7 @@ from prismatic.conf.models import StageConfig
 from prismatic.dist import World
 from prismatic.train import fsdp
 from prismatic.train.signals import StopSignals, exit_code
+from prismatic.train.transfer import on_device
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ class Stepper:
         # FSDP takes the mean of gradients over processes; the factor world_size makes a sum of it again.
         scale = self.world.world_size / label_tokens
         losses = []
-        for number, batch in enumerate(batches, start=1):
+        for number, batch in enumerate(on_device(batches, self.world.device), start=1):
             fsdp.set_gradient_sync(self.vlm, self.stage.train_strategy, number == len(batches))
-            loss_sum = self.vlm(batch.to(self.world.device)).loss_sum
+            loss_sum = self.vlm(batch).loss_sum
             (loss_sum * scale).backward()
             losses.append(loss_sum.detach())
         return torch.stack(losses).double().tolist()

@@ -14,7 +14,6 @@ from prismatic import dist
 from prismatic.train import card, memory, narration
 from prismatic.train.console import StepFacts
 from prismatic.train.flops import peak_flops
-from prismatic.train.limit import LimitNote
 from prismatic.train.live_report import LiveReport, State, Writer
 from prismatic.train.metrics import Metrics
 from prismatic.train.profile import StepProfiler
@@ -39,7 +38,6 @@ class Telling:
         self.final_page: Writer | None = None
         self.metrics: Metrics | None = None
         self._page: LiveReport | None = None
-        self.limit = LimitNote(cfg, world.local_world_size)
         self.spikes = SpikeReport(trainer.run_dir)
         self._profiler = StepProfiler(trainer.run_dir, cfg.profile, world)
         self._peak = peak_flops(world.device, cfg.peak_tflops)
@@ -112,5 +110,4 @@ class Telling:
         )
         trainer.note_loss(facts)
         if self.metrics is not None and self._page is not None:
-            self.limit.add(facts)
             self._page.tick(at.step, self.metrics.console.seconds_left if self.metrics.console else None)

@@ -25,6 +25,7 @@ from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
 from prismatic.train.flops import count_flops
 from prismatic.train.guard import StepGuard
+from prismatic.train.limits import WaitAccount
 from prismatic.train.metrics import Metrics
 from prismatic.train.optim import build_optimizer, build_schedule, check_schedule, learning_rates
 from prismatic.train.seeding import seed_step
@@ -116,6 +117,7 @@ class Trainer:
         self.answers = Answers(run_dir, self.val_sets, self.stage.train_strategy)
         self.skips = SkipAccount(run_dir / "skipped.jsonl", cfg.dataset.max_skipped_share)
         self.validation_skips = validation_accounts(cfg, run_dir, self.val_sets)
+        self.waits = WaitAccount()
         self.telling = Telling(self)
         self.losses: list[float] = []
         self.validation_loss: float | None = None
@@ -286,6 +288,10 @@ class Trainer:
     def note_loss(self, facts: StepFacts) -> None:
         """Take a step's loss into the mean that is shown, and its numbers into the metrics."""
         self.losses = [*self.losses, facts.loss][-WINDOW:]
+        if self.at.step_in_epoch > 1:
+            self.waits.add(facts.seconds, facts.data_wait)
+            if dist.rank_zero() and self.waits.is_news():
+                narration.limit(self)
         if self.metrics is not None:
             self.metrics.log_step(facts, self.mean_loss)
 
