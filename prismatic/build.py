@@ -34,6 +34,7 @@ from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.registry import unknown_id_message
 from prismatic.start import add_adapters, read_start, start_from
+from prismatic.train.optim import check_patterns, freeze_matching
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
 from prismatic.train.validation import ValidationSet
@@ -72,7 +73,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     unsaved = start_from(vlm, cfg, start)
     del start
     add_adapters(vlm, cfg)
-    vlm.freeze(cfg.stage)
+    choose_trained(vlm, cfg)
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
     trainer = Trainer(
         cfg,
@@ -127,6 +128,16 @@ def media_reader(data: DatasetConfig, cfg: PretrainConfig, vlm: PrismaticVLM, tr
         resize_strategy=vlm.resize_strategy,
         augmentations=data.augmentations if train else (),
     )
+
+
+def choose_trained(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
+    """Freeze what the stage does not train, then what `--model.freeze` names.
+
+    Raises ValueError for a pattern, there or in `--model.learning_rates`, that matches no weight to train.
+    """
+    vlm.freeze(cfg.stage)
+    freeze_matching(vlm, cfg.model.freeze)
+    check_patterns(vlm, cfg.model.learning_rates)
 
 
 def build_vlm(

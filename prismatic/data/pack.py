@@ -39,20 +39,11 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         input_ids=input_ids,
         labels=labels,
         position_ids=position_ids,
-<<<<<<< HEAD
-        frames=torch.cat([example.frames for example in ordered]),
-        frames_per_medium=tuple(count for example in ordered for count in example.frames_per_medium),
-        packed=any(len(members) > 1 for members in rows),
-        ids=tuple(example.id for example in ordered),
-        useful=sum(len(example) for example in ordered),
-        skipped=tuple(skip for example in ordered for skip in example.skipped),
-        lengths=tuple(len(example) for example in ordered),
-=======
         frames=torch.cat([example.frames for example in examples]),
         frames_per_medium=tuple(count for example in examples for count in example.frames_per_medium),
         packed=packing and len(examples) > 1,
         ids=tuple(example.id for example in examples),
         useful=sum(lengths),
+        lengths=tuple(lengths),
         skipped=tuple(skip for example in examples for skip in example.skipped),
->>>>>>> issue-5a2
     )

@@ -44,6 +44,7 @@ from prismatic.train.folder import (
     prune,
     read_state,
 )
+from prismatic.train.optim import averaged
 from prismatic.train.reader import TensorPlanner, TensorReader
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ def save(
         job.on_rank_zero(prepare)
         with job.errors():
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
-        whole, adapter = weights.gather(vlm, modules), weights.gather_adapter(vlm)
+        with averaged(optimizer) as swapped:
+            whole, adapter = weights.gather(vlm, modules), weights.gather_adapter(vlm)
+            if swapped:  # What was gathered may share memory with the weights, which go back to what they were
+                whole, adapter = ({k: t.clone() for k, t in tensors.items()} for tensors in (whole, adapter))
         job.on_rank_zero(commit)
     except CheckpointError:
         _tidy(folder)

@@ -76,7 +76,7 @@ def shard(
     if bf16:
         _cast_frozen(vlm, torch.bfloat16)
     if checkpoint_activations:
-        _checkpoint_layers(vlm.llm_backbone.layers)
+        checkpoint_layers(vlm.llm_backbone.layers)
     policy = MixedPrecisionPolicy()
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
@@ -129,7 +129,8 @@ def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
                     tensor.data = tensor.data.to(dtype)
 
 
-def _checkpoint_layers(layers: nn.ModuleList) -> None:
+def checkpoint_layers(layers: nn.ModuleList) -> None:
+    """Recompute these layers in the backward pass, in place."""
     for index, layer in enumerate(layers):
         layers[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
 

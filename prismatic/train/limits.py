@@ -59,4 +59,5 @@ class WaitAccount:
         if cores is None or num_workers < cores - 1:
             return f"{text}: raise --dataset.num_workers"
         cache = "pass --dataset.feature_cache DIR, " if cacheable else ""
-        return f"{text} on {cores} cores: extract the frames once (`webvid.py extract`), {cache}or lower --model.num_frames"
+        once = "extract the frames once (`webvid.py extract`)"
+        return f"{text} on {cores} cores: {once}, {cache}or lower --model.num_frames"

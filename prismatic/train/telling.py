@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismatic import dist
-from prismatic.train import card, memory, narration
+from prismatic.train import card, narration, usage
 from prismatic.train.console import StepFacts
 from prismatic.train.flops import peak_flops
 from prismatic.train.live_report import LiveReport, State, Writer
@@ -104,8 +104,8 @@ class Telling:
             flops=gradients.flops,
             devices=trainer.world.world_size,
             peak=self._peak,
-            host_memory=memory.host_bytes(),
-            device_memory=memory.device_bytes(trainer.world.device),
+            host_memory=usage.host_bytes(),
+            device_memory=usage.device_bytes(trainer.world.device),
             left_out=trainer.guard.left_out,
         )
         trainer.note_loss(facts)

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,15 @@ from prismatic.train.flops import count_flops
 from prismatic.train.guard import StepGuard
 from prismatic.train.limits import WaitAccount
 from prismatic.train.metrics import Metrics
-from prismatic.train.optim import build_optimizer, build_schedule, check_schedule, learning_rates
+from prismatic.train.optim import (
+    averaged,
+    build_optimizer,
+    build_schedule,
+    check_optimizer,
+    check_schedule,
+    learning_rates,
+)
+from prismatic.train.position import Position
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
@@ -53,22 +61,10 @@ WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' fi
 
 
 def check_stage(stage: StageConfig) -> None:
-    """Raises ValueError for an unknown strategy or schedule; call it before weights are read."""
+    """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
     fsdp.STRATEGIES.get(stage.train_strategy)
     check_schedule(stage.lr_scheduler_type)
-
-
-@dataclass
-class Position:
-    """Where a run stands. step: optimizer steps done; epoch: epochs done; step_in_epoch: steps done of the next one.
-
-    complete: all steps are done, and what belongs to the end of the last epoch too.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    complete: bool = False
+    check_optimizer(stage)
 
 
 class Trainer:
@@ -108,7 +104,7 @@ class Trainer:
             reduce_fp32=cfg.model.reduce_in_full_precision,
             checkpoint_activations=cfg.model.enable_gradient_checkpointing,
         )
-        self.optimizer = build_optimizer(self.vlm, self.stage)
+        self.optimizer = build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
@@ -163,7 +159,12 @@ class Trainer:
                 return 0
             stage, began = self.stage, time.perf_counter()
             self.schedule = build_schedule(
-                self.optimizer, stage.lr_scheduler_type, self.total_steps, stage.warmup_ratio, self.at.step
+                self.optimizer,
+                stage.lr_scheduler_type,
+                self.total_steps,
+                stage.warmup_ratio,
+                self.at.step,
+                decay_ratio=stage.decay_ratio,
             )
             first_step = self.at.step
             with self.telling.run(resumed_from):
@@ -201,7 +202,8 @@ class Trainer:
         if not self.val_sets:
             return None
         self._set_training(False)
-        found = measure(self.vlm, self.val_sets, self.world.device, self.signals, self.validation_skips)
+        with averaged(self.optimizer):
+            found = measure(self.vlm, self.val_sets, self.world.device, self.signals, self.validation_skips)
         if isinstance(found, int):
             self._set_training(True)
             return found
@@ -216,7 +218,8 @@ class Trainer:
         """Answer the questions of the validation data (--eval_task), if there are any, and score the answers."""
         if self.answers.questions:
             self._set_training(False)
-            self.scores = self.answers.take(self.vlm, self.world, self.at.step)
+            with averaged(self.optimizer):
+                self.scores = self.answers.take(self.vlm, self.world, self.at.step)
             self._set_training(True)
             narration.scored(self, self.scores)
 

@@ -21,6 +21,7 @@ from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.train import files, weights
+from prismatic.train.optim import freeze_matching
 from prismatic.train.trainer import Trainer
 from prismatic.types import IGNORE_INDEX, Batch, Skip
 
@@ -175,6 +176,7 @@ def make_trainer(cfg: PretrainConfig, world: dist.World, *, count: int = 30, dro
     run_dir.mkdir(parents=True, exist_ok=True)
     vlm = FakeVLM(dropout, seed=kw.pop("model_seed", 0))
     vlm.freeze(cfg.stage)
+    freeze_matching(vlm, cfg.model.freeze)
     stage = cfg.model.stage(cfg.stage)
     sizes = {"per_step": stage.global_batch_size, "per_device": stage.per_device_batch_size}
     return Trainer(
