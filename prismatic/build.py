@@ -19,6 +19,7 @@ from prismatic.data.by_clips import by_clips
 from prismatic.data.dataset import ClipDataset, MediaReader
 from prismatic.data.loader import StepLoader
 from prismatic.data.pack import collate
+from prismatic.data.watch import ReadingWatch
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.eval.in_training import TrainingQuestions
@@ -287,6 +288,7 @@ def build_dataset(
         seed=cfg.seed,
         on_error=data.on_error,
         train=train,
+        watch=ReadingWatch(data.decode_timeout),
     )
 
 

@@ -72,7 +72,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
     packing: bool = True  # Examples of a forward pass share one row without padding; attention never crosses them
     num_workers: int = 2  # Processes that decode; 0 decodes in the training process
     prefetch: int = 2  # Micro-batches that each of these processes has ready
-    decode_timeout: float = 120.0  # Seconds a sample may take to be read before its process is ended; 0: for ever
+    decode_timeout: float = 120.0  # Seconds after which reading a sample is ended (num_workers > 0); 0: never
     on_error: Literal["raise", "skip"] = "raise"  # A broken sample stops the run, or is replaced, counted and listed
     max_skipped_share: float = 0.01  # With on_error skip: the run stops above this share of samples skipped
     weave: OnlineWeaveConfig = field(default_factory=OnlineWeaveConfig)  # Weave clips into examples while training

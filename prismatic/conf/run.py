@@ -13,6 +13,7 @@ from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import DEFAULT_MODEL_ID, STAGES, ModelConfig
 from prismatic.registry import unknown_id_message
 
+MoreDatasets = Union[list[str], dict[str, DatasetConfig]]  # noqa: UP007  draccus decodes typing.Union, not X | Y
 TRACKERS = ("jsonl", "wandb")
 TOKEN_GIVEN = (
     "--hf_token takes the file that holds the token, or the name of an environment variable, never the token itself: "
@@ -36,9 +37,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(DEFAULT_MODEL_ID))
     dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class("webvid"))
     val_dataset: Optional[DatasetConfig] = None  # noqa: UP045  Validation data; none: no validation
-    val_datasets: Union[list[str], dict[str, DatasetConfig]] = field(  # noqa: UP007  draccus decodes typing.Union
-        default_factory=list
-    )  # More of it: ids in brackets, or '{"NAME": {"type": "ID", "dataset_root_dir": "data"}}'
+    val_datasets: MoreDatasets = field(default_factory=list)  # More of it: '["ID"]', or '{"NAME": {"type": "ID"}}'
 
     stage: str = "finetune"  # align: projector; finetune: projector and LLM; full-finetune: all three
     pretrained_checkpoint: Path | None = None  # Checkpoint of an align run whose projector a finetune run starts from
@@ -53,9 +52,7 @@ class PretrainConfig:
     eval_examples: int = 32  # Rows of each validation set that are answered, the same ones each time
     eval_interval: int | None = None  # Answer every this many steps instead of at each validation
     eval_max_new_tokens: int = 64  # Longest of these answers in tokens
-    best_metric: str = (
-        "validation_loss"  # What the best checkpoint is best in: validation_loss, or a score of eval_task
-    )
+    best_metric: str = "validation_loss"  # What makes a checkpoint the best: the loss, or a score of eval_task
     on_nan: Literal["stop", "skip"] = "stop"  # A step whose loss or gradient is not finite: stop, or leave it out
     max_nan_steps: int = 3  # With on_nan skip: stop after so many of such steps in a row
     max_gradient: float | None = None  # Treat a step with a larger gradient norm as one that is not finite
