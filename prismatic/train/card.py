@@ -87,6 +87,7 @@ def versions() -> dict[str, str | None]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
+    found["torch"] = torch.__version__  # with the build: "+cpu" and "+cu130" round differently
     found["cuda"] = torch.version.cuda
     found["cudnn"] = str(torch.backends.cudnn.version()) if torch.backends.cudnn.is_available() else None
     driver = Path("/proc/driver/nvidia/version")

@@ -38,6 +38,7 @@ class LiveReport:
         self._run_dir, self._history, self._total, self._final = run_dir, history, total_steps, final
         self._skips = SkipReasons(run_dir / "skipped.jsonl")
         self._due = 0.0
+        self._complained = False
         self._enabled = (run_dir / "config.yaml").is_file()
 
     def tick(self, step: int, seconds_left: float | None) -> None:
@@ -69,7 +70,8 @@ class LiveReport:
                 self._final(self._run_dir)
         except (OSError, ValueError) as error:
             # A page is never worth a run: a full disk, or a log of another program under this run's name.
-            log.warning(f"{self._run_dir}/report.html could not be written ({error}); the run goes on without it")
-            self._enabled = state != "running"
+            if state != "running" or not self._complained:
+                log.warning(f"{self._run_dir}/report.html could not be written ({error}); the run goes on without it")
+            self._complained = True
         cost = time.perf_counter() - began
         self._due = time.monotonic() + max(MIN_SECONDS, cost / COST_SHARE)

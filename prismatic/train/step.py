@@ -116,6 +116,7 @@ class Stepper:
     def leave_out(self, kept: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Forget the gradients of a step that is not taken. kept: what `buffers` gave before it."""
         self.optimizer.zero_grad()
+        self.optimizer._opt_called = True  # else the schedule warns that it is stepped first
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)

@@ -195,7 +195,8 @@ def main(options: dict) -> int:
 
     Options: root, out, config (of `make_config`), trainer (of `make_trainer`), environment, signals {step: [numbers]}
     for process `rank_to_signal`, die_in (a function of prismatic.train.files at whose `die_at`-th call this process is
-    killed), unreadable (a row that raises).
+    killed), unreadable (a row that raises), poison (the id of a row whose loss is
+    NaN), spike_at (a step whose loss is high).
     """
     os.environ.update(options.get("environment", {}))
     torch.set_num_threads(1)
@@ -206,6 +207,9 @@ def main(options: dict) -> int:
     if world.rank == options.get("rank_to_signal", 0):
         trainer.train_loader.events = {int(k): v for k, v in options.get("signals", {}).items()}
     trainer.train_loader.unreadable = options.get("unreadable")
+    trainer.vlm.poison = options.get("poison")
+    if "spike_at" in options:
+        _spike(trainer, options["spike_at"])
     if "die_in" in options:
         _die_in(options["die_in"], options.get("die_at", 1))
     code, error = None, None
@@ -225,6 +229,18 @@ def main(options: dict) -> int:
     del trainer
     dist.stop(*holders, failed=error is not None)
     return code if error is None else 2
+
+
+def _spike(trainer: Trainer, step: int) -> None:
+    """The loss of one step is sixty times as high."""
+    forward = trainer.vlm.forward
+
+    def spiking(batch: Batch) -> LossOutput:
+        out = forward(batch)
+        out.loss_sum = out.loss_sum * (60 if trainer.at.step == step - 1 else 1)
+        return out
+
+    trainer.vlm.forward = spiking
 
 
 def _die_in(name: str, at: int) -> None:
