@@ -114,22 +114,30 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
     return total.tolist()
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's `value`, on every process."""
+def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """Rank 0's `value`, on every process. group: of `side_group`, in a thread beside the main one."""
     if not _many():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Every process's `value` in the order of ranks, on every process."""
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every process's `value` in the order of ranks, on every process. group: as for `broadcast_object`."""
     if not _many():
         return [value]
     boxes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(boxes, value)
+    dist.all_gather_object(boxes, value, group=group)
     return boxes
+
+
+def side_group(ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
+    """A gloo group of all processes, or of `ranks`, for one thread beside the main one; every process calls it.
+
+    Collectives of two threads over one group would meet in another order on each process.
+    """
+    return dist.new_group(ranks=None if ranks is None else list(ranks), backend="gloo", timeout=TIMEOUT)
 
 
 def raise_together(problem: Exception | None) -> None:

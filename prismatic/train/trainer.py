@@ -24,6 +24,7 @@ from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
 from prismatic.train.metrics import Metrics
 from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
+from prismatic.train.saver import Saver
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
@@ -105,6 +106,9 @@ class Trainer:
         self.metrics: Metrics | None = None
         self.losses: list[float] = []
         self.validation_loss: float | None = None
+        self.validated_at: int | None = None
+        self.best_loss = math.inf
+        self.saver = Saver(cfg, run_dir, self.vlm, self.optimizer, self.whole_modules, world)
 
     @property
     def mean_loss(self) -> float:
@@ -133,6 +137,10 @@ class Trainer:
                 self.metrics = narration.start_metrics(self)
             try:
                 code = self._run()
+                self.saver.finish()
+            except BaseException:
+                self.saver.abandon()
+                raise
             finally:
                 if self.metrics is not None:
                     self.metrics.close()
@@ -189,14 +197,17 @@ class Trainer:
         if isinstance(found, int):
             return found
         self.validation_loss, tokens = found
+        self.validated_at = self.at.step
         log.info(f"step {self.at.step}: validation loss {self.validation_loss:.4f}")
         if self.metrics is not None:
             self.metrics.log_validation(self.at.step, self.validation_loss, tokens)
         return None
 
     def save(self) -> None:
-        """Write a checkpoint at the present position; every process calls it. Raises CheckpointError."""
-        began = time.perf_counter()
+        """Take a checkpoint at the present position; every process calls it. See `Saver.save`."""
+        validation = self.validation_loss if self.validated_at == self.at.step else None
+        if validation is not None:
+            self.best_loss = min(self.best_loss, validation)
         state = {
             **asdict(self.at),
             "total_steps": self.total_steps,
@@ -205,17 +216,10 @@ class Trainer:
             "skipped": self.skips.skipped,
             "losses": self.losses,
             "validation_loss": self.validation_loss,
+            "validation": validation,
+            "best_loss": self.best_loss,
         }
-        path = checkpoint.save(
-            self.run_dir,
-            self.vlm,
-            self.optimizer,
-            state,
-            modules=self.whole_modules,
-            loss=self.mean_loss,
-            keep=self.cfg.keep_checkpoints,
-        )
-        log.info(f"step {self.at.step}: saved {path.name} in {time.perf_counter() - began:.1f} s")
+        self.saver.save(state, self.mean_loss)
 
     def _run(self) -> int:
         self._set_training(True)
@@ -248,12 +252,20 @@ class Trainer:
         return None
 
     def _at_intervals(self) -> int | None:
-        code = None
+        interval, due = self.cfg.checkpoint_interval, self.saver.after_step()
+        due = due or (interval is not None and self.at.step % interval == 0)
         if self.cfg.validation_interval and self.at.step % self.cfg.validation_interval == 0:
             code = self.validate()
-        if code is None and self.cfg.checkpoint_interval and self.at.step % self.cfg.checkpoint_interval == 0:
+            if code is not None:
+                return code
+            due = due or self._is_best()
+        if due:
             self.save()
-        return code
+        return None
+
+    def _is_best(self) -> bool:
+        """Whether the present weights have the lowest validation loss so far, and are to be kept for it."""
+        return self.cfg.keep_best > 0 and self.validation_loss is not None and self.validation_loss < self.best_loss
 
     def _note_loss(self, facts: StepFacts) -> None:
         self.losses = [*self.losses, facts.loss][-WINDOW:]
@@ -279,7 +291,7 @@ class Trainer:
         if source is None:
             folder.set_aside(self.run_dir, after_step=0)
             self.skips.resume(0, 0)
-            checkpoint.check_room(self.run_dir, self.vlm, self.whole_modules)
+            checkpoint.check_room(self.run_dir, self.vlm, self.optimizer, self.whole_modules)
             if self.frozen_modules:
                 weights.save_frozen(here, self.vlm, self.frozen_modules)
             return None
@@ -289,6 +301,7 @@ class Trainer:
         state = checkpoint.restore(source, self.vlm, self.optimizer)
         self.at = Position(**{name: state[name] for name in asdict(self.at)})
         self.losses, self.validation_loss = state["losses"], state["validation_loss"]
+        self.best_loss = state.get("best_loss", math.inf)  # Versions before had none
         ours = source.resolve().parent == here.resolve()
         folder.set_aside(self.run_dir, after_step=self.at.step if ours else 0)
         self.skips.resume(state["seen"], state["skipped"])
