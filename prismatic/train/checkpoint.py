@@ -45,6 +45,11 @@ def contents(vlm: nn.Module, optimizer: torch.optim.Optimizer) -> Tree:
     return {"model": model, "optimizer": optimizer_state.tensors(optimizer, optimizer_state.parameter_names(vlm))}
 
 
+def detached(tree: Tree) -> Tree:
+    """The same tensors, for those who read or fill them without gradients."""
+    return {key: detached(value) if isinstance(value, dict) else value.detach() for key, value in tree.items()}
+
+
 @dataclass(frozen=True)
 class Groups:
     """Process groups of the thread that writes: of all processes, and of rank 0 alone."""
@@ -155,7 +160,7 @@ def restore(checkpoint: Path, vlm: nn.Module, optimizer: torch.optim.Optimizer) 
     state = folder.read_state(checkpoint)
     optimizer_state.initialise(optimizer)
     try:
-        tensors = _detached(contents(vlm, optimizer))
+        tensors = detached(contents(vlm, optimizer))
         dcp.load(tensors, storage_reader=TensorReader(checkpoint), planner=TensorPlanner())
         kept = state.get("optimizer", {})
         names = optimizer_state.parameter_names(vlm)
@@ -201,7 +206,3 @@ def _whole(job: Job, partial: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         read = {"model": tensors}
         dcp.load(read, storage_reader=TensorReader(partial), planner=TensorPlanner(), process_group=job.groups.zero)
     return job.whole.assemble(tensors | job.still)
-
-
-def _detached(tree: Tree) -> Tree:
-    return {k: _detached(v) if isinstance(v, dict) else v.detach() for k, v in tree.items()}

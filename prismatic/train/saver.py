@@ -1,16 +1,16 @@
 """When checkpoints are written, and by whom: the loop copies, a thread writes, and the loop hears how it went.
 
-A save takes the training loop as long as copying the tensors in memory; writing, syncing, the consolidated file and the
-removal of old checkpoints happen beside the next steps. One save is under way at a time: the next one waits for it.
+A save takes the training loop as long as listing the tensors; copying them in memory (see staging.py), writing and
+syncing them, the consolidated file and the removal of old checkpoints happen beside the next steps. One save is under
+way at a time: the next one waits for it.
 Every process calls every method alike; what one of them finds out, all know before they act on it.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from prismatic.dist import World
 from prismatic.train import checkpoint, optimizer_state, staging, weights
 from prismatic.train.checkpoint import Groups, Job
 from prismatic.train.errors import CheckpointError
+from prismatic.train.staging import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Saver:
         self._groups = Groups.make()
         self._staging = staging.Staging(world.device)
         self._staging.prepare_meshes(vlm)
-        optimizer.register_step_pre_hook(self._staging.before_update)
+        optimizer.register_step_pre_hook(self._before_update)
         self._reserved: Future[None] | None = None
         self._async = cfg.checkpoint_async
         self._flight: _Flight | None = None
@@ -71,7 +72,9 @@ class Saver:
         self._since = time.monotonic()
 
     def save(self, state: dict[str, Any], loss: float) -> None:
-        """Take a checkpoint; returns when what it holds has been copied (`--checkpoint_async`), or written.
+        """Take a checkpoint; returns at once (`--checkpoint_async`), or when it is written.
+
+        Until `copied`, weights and optimizer state may change in nothing but the optimizer's own step.
 
         state: JSON values that `checkpoint.restore` gives back, see `checkpoint.Job`. loss: shown in the file's name.
         Raises CheckpointError when the save before has failed and `--on_save_error stop`; without
@@ -89,9 +92,13 @@ class Saver:
             )
         job = self._job(state, loss)
         self._last_state, self._since = state, time.monotonic()
-        self._flight = _Flight(state["step"], _in_thread(lambda: self._write(job)), time.monotonic() - began)
+        self._flight = _Flight(state["step"], in_thread(lambda: self._write(job)), time.monotonic() - began)
         if not self._async:
             self._land()
+
+    def copied(self) -> None:
+        """Return when what the last save holds has been copied, and may change."""
+        self._staging.wait()
 
     def after_step(self) -> bool:
         """After each step: hear of a save that has ended. Returns whether `--checkpoint_minutes` asks for one now.
@@ -111,16 +118,27 @@ class Saver:
             self._land()
         return bool(any_due) and self._flight is None
 
-    def finish(self) -> None:
+    @property
+    def writing(self) -> bool:
+        """Whether a save is being written, as this process sees it."""
+        return self._flight is not None and not self._flight.result.done()
+
+    def finish_writing(self) -> None:
         """Wait until everything is written. Raises CheckpointError when the newest state is not on the disk."""
         self._land(last=True)
-        if self._reserved is not None:
-            self._reserved.result()
-        self._reserved = None
-        self._staging.release()
         if self._failed is not None:
             failed, self._failed = self._failed, None
             raise failed
+
+    def finish(self) -> None:
+        """At the end of a run: wait, and give back the memory for copies. Raises as `finish_writing` does."""
+        if self._reserved is not None:
+            self._reserved.result()
+        self._reserved = None
+        try:
+            self.finish_writing()
+        finally:
+            self._staging.release()
 
     def abandon(self) -> None:
         """Because of an error that is on its way up: let a save under way end, if it can; raise nothing."""
@@ -132,6 +150,12 @@ class Saver:
         except (CheckpointError, RuntimeError, TimeoutError) as error:
             log.warning(f"The checkpoint of step {self._flight.step} was not completed: {error}")
         self._flight = None
+
+    def _before_update(self, *_: Any) -> None:
+        began = time.monotonic()
+        self._staging.before_update()
+        if self._flight is not None:
+            self._flight.blocked += time.monotonic() - began
 
     def _job(self, state: dict[str, Any], loss: float) -> Job:
         names = optimizer_state.parameter_names(self._vlm)
@@ -149,7 +173,7 @@ class Saver:
             run_dir=self._run_dir,
             vlm=self._vlm,
             state={**state, "optimizer": kept},
-            tensors=self._staging.copy(tensors) if self._async else tensors,
+            tensors=self._staging.copy(tensors) if self._async else checkpoint.detached(tensors),
             whole=self._whole,
             still=weights.gather_named(self._vlm, still) if still else {},
             loss=loss,
@@ -164,7 +188,7 @@ class Saver:
         fits = staging.fits_memory(staging.num_bytes(tensors) * self._world.local_world_size)
         self._async = dist.all_reduce_sum([fits])[0] == self._world.world_size
         if self._async:
-            self._reserved = _in_thread(lambda: self._staging.reserve(tensors))
+            self._reserved = in_thread(lambda: self._staging.reserve(tensors))
 
     def _write(self, job: Job) -> tuple[Path, float]:
         began = time.monotonic()
@@ -193,18 +217,3 @@ class Saver:
             log.info(f"step {flight.step}: saved {path.name} in {seconds:.1f} s{beside}")
         finally:
             self._flight = None
-
-
-def _in_thread(action: Callable[[], Any]) -> Future[Any]:
-    """Run `action` in a thread that the end of the process does not wait for."""
-    result: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(action())
-        # Whatever it is, it belongs to whoever asks for the result, as with an executor; also a CheckpointException.
-        except BaseException as error:  # noqa: BLE001
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return result

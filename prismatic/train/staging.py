@@ -1,13 +1,16 @@
-"""Host copies of what a checkpoint holds, in memory that is used again: the only part of a save that a step waits for.
+"""Host copies of what a checkpoint holds, in memory that is used again.
 
-On a GPU the copy runs on a stream of its own into pinned memory while the next step computes; only the next update of
-the weights waits for it (`before_update`).
+Weights and optimizer state change in the optimizer's step only, so they are copied while the next forward and backward
+pass compute: on a GPU by a stream of its own into pinned memory, on a CPU by a thread. The next step of the optimizer
+waits for the copy to be complete (`before_update`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +54,11 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: dict[tuple[str, ...], torch.Tensor] = {}
+        self._copies: dict[tuple[str, ...], torch.Tensor] = {}  # The same memory, as a part of a sharded tensor
         self._meshes: dict[DeviceMesh, DeviceMesh] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._done: torch.cuda.Event | None = None
+        self._event: torch.cuda.Event | None = None
+        self._thread: Future[None] | None = None
 
     def prepare_meshes(self, vlm: nn.Module) -> None:
         """Make the host's picture of how processes are arranged; every process calls it (it makes process groups)."""
@@ -69,51 +74,57 @@ class Staging:
     def copy(self, tree: Tree) -> Tree:
         """Copies of all tensors, on the host; one that stands in `tree` twice is copied once.
 
-        They are complete after `wait`, and overwritten by the next `copy`.
+        They are complete after `wait`, and overwritten by the next `copy`, which may not come before.
         """
-        if self._stream is not None:
-            return self._copy_beside(tree)
-        return self._copies(tree, lambda path, tensor: True)
+        now: list[tuple[torch.Tensor, torch.Tensor]] = []
+        beside: list[tuple[torch.Tensor, torch.Tensor]] = []
+        copies = self._plan(tree, now, beside)
+        _copy(now)
+        if self._stream is None:
+            self._thread = in_thread(lambda: _copy(beside))
+        else:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                _copy(beside)
+            self._event = self._stream.record_event()
+        return copies
 
     def wait(self) -> None:
-        """Return when the last copy is complete; for the thread that writes."""
-        if self._done is not None:
-            self._done.synchronize()
+        """Return when the last copy is complete."""
+        if self._thread is not None:
+            self._thread.result()
+        if self._event is not None:
+            self._event.synchronize()
 
     def before_update(self, *_: Any) -> None:
-        """Have the device finish the copy before it changes what is being copied; a hook of the optimizer."""
-        if self._done is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._done)
+        """Before anything that was copied may change; a hook of the optimizer. A GPU waits without this process."""
+        if self._thread is not None:
+            self._thread.result()
+        if self._event is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._event)
 
     def release(self) -> None:
         """Give the memory back."""
         self._buffers.clear()
+        self._copies.clear()
 
-    def _copy_beside(self, tree: Tree) -> Tree:
-        assert self._stream is not None
-        # A forward pass changes some buffers (batch statistics), so these are copied in line with it; weights and the
-        # optimizer's state change in the update only.
-        self._copies(tree, lambda path, tensor: path[0] == "model" and not isinstance(tensor, nn.Parameter))
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            copies = self._copies(tree, lambda path, tensor: path[0] != "model" or isinstance(tensor, nn.Parameter))
-        self._done = self._stream.record_event()
-        return copies
-
-    def _copies(self, tree: Tree, wanted: Any, prefix: tuple[str, ...] = (), seen: dict | None = None) -> Tree:
+    def _plan(
+        self, tree: Tree, now: list, beside: list, prefix: tuple[str, ...] = (), seen: dict | None = None
+    ) -> Tree:
         seen = {} if seen is None else seen
         copies: Tree = {}
         for name, value in tree.items():
             path = (*prefix, name)
             if isinstance(value, Mapping):
-                copies[name] = self._copies(value, wanted, path, seen)
+                copies[name] = self._plan(value, now, beside, path, seen)
                 continue
             if id(value) not in seen:
                 part = local(value)
                 buffer = self._buffer(path, part)
-                if wanted(path, value):
-                    buffer.copy_(part, non_blocking=self._stream is not None)
-                seen[id(value)] = self._like(value, buffer)
+                # A forward pass changes some buffers of the model (batch statistics): no time for these.
+                still = path[0] != "model" or isinstance(value, nn.Parameter)
+                (beside if still else now).append((buffer, part))
+                seen[id(value)] = self._copy_of(path, value, buffer)
             copies[name] = seen[id(value)]
         return copies
 
@@ -122,15 +133,18 @@ class Staging:
         if buffer is None or buffer.shape != part.shape or buffer.dtype != part.dtype:
             buffer = torch.empty(part.shape, dtype=part.dtype, pin_memory=self._stream is not None)
             self._buffers[path] = buffer
+            self._copies.pop(path, None)
         return buffer
 
-    def _like(self, tensor: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, DTensor):
-            return buffer
-        mesh = self._host_mesh(tensor.device_mesh)
-        return DTensor.from_local(
-            buffer, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-        )
+    def _copy_of(self, path: tuple[str, ...], tensor: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+        if path not in self._copies:
+            if isinstance(tensor, DTensor):
+                mesh, places = self._host_mesh(tensor.device_mesh), tensor.placements
+                shape = {"shape": tensor.shape, "stride": tensor.stride()}
+                self._copies[path] = DTensor.from_local(buffer, mesh, places, run_check=False, **shape)
+            else:
+                self._copies[path] = buffer
+        return self._copies[path]
 
     def _host_mesh(self, mesh: DeviceMesh) -> DeviceMesh:
         if mesh.device_type == "cpu":
@@ -154,3 +168,23 @@ def fits_memory(needed: int) -> bool:
         "that are available: checkpoints are written while the training waits (--checkpoint_async false)"
     )
     return False
+
+
+def in_thread(action: Callable[[], Any]) -> Future[Any]:
+    """Run `action` in a thread that the end of the process does not wait for."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(action())
+        # Whatever it is, it belongs to whoever asks for the result, as with an executor; also a CheckpointException.
+        except BaseException as error:  # noqa: BLE001
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return result
+
+
+def _copy(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for target, source in pairs:
+        target.copy_(source, non_blocking=True)  # Between two CPU tensors this is a plain copy

@@ -191,6 +191,7 @@ class Trainer:
         """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
         if self.val_loader is None:
             return None
+        self.saver.copied()
         self._set_training(False)
         found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
         self._set_training(True)
