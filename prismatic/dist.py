@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import datetime
 import gc
+import json
 import logging
 import os
 import sys
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +69,43 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(local_rank)
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=where if use_cuda else None)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(_agree_on_life(store, rank, world_size), store)
+        device_id = where if use_cuda else None
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT, device_id=device_id
+        )
     else:
         # A store inside this process: no port to pick, none to clash.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     return World(rank, local_rank, world_size, where, backend, local_world_size)
+
+
+def _agree_on_life(store: dist.Store, rank: int, world_size: int) -> str:
+    """A name that the processes of this life of the group have in common, and no earlier life had.
+
+    torchrun's store outlives the processes: after a restart (--max-restarts) it still holds the addresses of the dead
+    ones (pytorch issue 135712), and its restart count differs from machine to machine. So each process leaves a word of
+    its own; rank 0 answers with the words that it has read, again and again, until each finds its own among them.
+    """
+    word, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    others = range(1, world_size)
+    if rank:
+        store.set(f"prismatic/word/{rank}", word)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            heard = [n for n in others if store.check([f"prismatic/word/{n}"])]
+            words = {n: store.get(f"prismatic/word/{n}").decode() for n in heard}
+            store.set("prismatic/answer", json.dumps({"life": word, "words": words}))
+            if all(store.check([f"prismatic/{word}/{n}"]) for n in others):
+                return word
+        elif store.check(["prismatic/answer"]):
+            answer = json.loads(store.get("prismatic/answer"))
+            if answer["words"].get(str(rank)) == word:
+                store.set(f"prismatic/{answer['life']}/{rank}", "here")
+                return answer["life"]
+        time.sleep(0.02)
+    raise ValueError(f"not all of {world_size} processes came to the start within {TIMEOUT}; look at their own output")
 
 
 def stop(*holders: Any, failed: bool = False) -> None:

@@ -94,9 +94,8 @@ def put_back(
 ) -> None:
     """Set the plain values that `numbers` and `moved` gave. Raises CheckpointError for another number of groups."""
     if groups and len(groups) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"it has {len(groups)} groups of parameters, this optimizer {len(optimizer.param_groups)}"
-        )
+        there, here = len(groups), len(optimizer.param_groups)
+        raise CheckpointError(f"its optimizer has {there} groups of parameters, this one {here}")
     for parameter, own in optimizer.state.items():
         own.update(state.get(names[id(parameter)], {}))
     for group, values in zip(optimizer.param_groups, groups, strict=False):

@@ -211,9 +211,7 @@ class Saver:
                 log.error(f"{error} -- the training goes on (--on_save_error continue)")
         else:
             self._failed = None
-            beside = (
-                f" beside the training, which stood still for {1000 * flight.blocked:.0f} ms" if self._async else ""
-            )
-            log.info(f"step {flight.step}: saved {path.name} in {seconds:.1f} s{beside}")
+            stood = f"; training stood still for {1000 * flight.blocked:.0f} ms" if self._async else ""
+            log.info(f"step {flight.step}: saved {path.name} in {seconds:.1f} s{stood}")
         finally:
             self._flight = None

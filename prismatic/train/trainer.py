@@ -191,7 +191,6 @@ class Trainer:
         """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
         if self.val_loader is None:
             return None
-        self.saver.copied()
         self._set_training(False)
         found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
         self._set_training(True)
@@ -274,6 +273,8 @@ class Trainer:
             self.metrics.log_step(facts, self.mean_loss)
 
     def _set_training(self, training: bool) -> None:
+        if not training:
+            self.saver.copied()  # Whoever evaluates may put averages in the place of the weights for a while
         self.vlm.train(training)
         for name, module in self.vlm.named_children():
             # A frozen module works as it will when the model is used: no dropout, no new batch statistics.
