@@ -215,7 +215,9 @@ def main(options: dict) -> int:
     if "die_at_byte" in options:
         _die_at_byte(options["die_at_byte"])
     if "die_after" in options:
-        threading.Timer(options["die_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
+        timer = threading.Timer(options["die_after"], os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True  # A run that ends earlier does not wait for its death
+        timer.start()
     code, error = None, None
     try:
         code = trainer.fit()
