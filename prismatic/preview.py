@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import draccus
 import torch
 
-from prismatic.build import build_vlm, conversation_texts, read_annotations
+from prismatic.build import build_vlm, choose_trained, conversation_texts, read_annotations
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
 from prismatic.data.tokenize import tokenize_chat
@@ -54,7 +54,7 @@ def describe(cfg: PretrainConfig) -> str:
     records = read_annotations(cfg.dataset, cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     vlm, notes = without_weights(cfg, records)
     add_adapters(vlm, cfg)
-    vlm.freeze(cfg.stage)
+    choose_trained(vlm, cfg)
     stage = cfg.model.stage(cfg.stage)
     # Files take turns, woven epochs are all their own: as ClipDataset has it.
     rows = [len(records[e if cfg.dataset.weave.enabled else e % len(records)]) for e in range(stage.epochs)]

@@ -104,13 +104,14 @@ class Example:
 
 @dataclass
 class Batch:
-    """Examples in rows, one a row (padded) or several a row (packed).
+    """Examples in rows, one a row (padded) or all in one row (packed).
 
     input_ids, labels, position_ids: int64 [B, S]. Positions restart at 0 with each example of a row; padding at the end
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
     frames: uint8 [F, 3, R, R]; frames_per_medium: T of each of the M clips, in row-major order of their slots.
     packed: some row holds more than one example (then position_ids carry the borders).
-    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way.
+    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. lengths: of
+    the examples, in positions.
     """
 
     input_ids: torch.Tensor
@@ -122,6 +123,12 @@ class Batch:
     ids: tuple[str, ...] = ()
     useful: int = 0
     skipped: tuple[Skip, ...] = field(default=())
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> int:
+        """Positions that the LLM computes, padding among them; `useful` of them hold examples."""
+        return self.input_ids.numel()
 
     @property
     def num_label_tokens(self) -> int:

@@ -4,7 +4,7 @@
     checkpoints/step-000100-epoch-01-loss=1.2345.safetensors   the trained modules, whole
     checkpoints/step-000100-epoch-01-loss=1.2345-adapter/      LoRA adapters, as peft saves them, where there are some
     checkpoints/latest-checkpoint.safetensors, latest-adapter  links to the newest of those
-    checkpoints/best-checkpoint.safetensors, best-adapter      links to those of the lowest validation loss
+    checkpoints/best-checkpoint.safetensors, best-adapter      links to the best of them by --best_metric
     checkpoints/frozen-backbones.safetensors                   frozen modules whose random weights exist nowhere else
 
 Everything is written under a name that no reader looks at, synced, and renamed. Random numbers and the schedule need
@@ -67,11 +67,12 @@ class Groups:
 class Job:
     """A checkpoint to be written, complete in itself: nothing of it changes while training goes on.
 
-    state: JSON values that `restore` gives back; "step" and "epoch" (epochs done) name the files, "validation" is the
-        validation loss of this very step, where there is one.
-    tensors: what `contents` gave, on the host. whole: which of them, or of `still`, the consolidated file holds.
-    still: whole frozen tensors of modules that are trained in part, on rank 0. loss: shown in the file's name.
-    keep, keep_best: how many resumable checkpoints stay, of the newest and of the lowest validation losses.
+    state: JSON values that `restore` gives back; "step" and "epoch" (epochs done) name the files, "measured" makes a
+        best one: {"name", "value"}, the less the better; None for the value where nothing was measured at this step.
+    tensors: what `contents` gave, on the host. whole: which of them, or of `given`, the consolidated file holds.
+    given: on rank 0, whole tensors that go before those of `tensors`: frozen ones of modules that are trained in part,
+        averages that an optimizer keeps of the weights. loss: shown in the file's name.
+    keep, keep_best: how many resumable checkpoints stay, of the newest and of the best.
     """
 
     run_dir: Path
@@ -79,7 +80,7 @@ class Job:
     state: dict[str, Any]
     tensors: Tree
     whole: weights.Whole
-    still: dict[str, torch.Tensor]
+    given: dict[str, torch.Tensor]
     loss: float
     keep: int
     keep_best: int
@@ -104,7 +105,7 @@ def write(job: Job) -> Path:
     here, group = job.run_dir / FOLDER, job.groups.all
     names = (job.name, job.weights_name, folder.adapter_name(job.weights_name))
     partial, weights_partial, adapter_partial = (here / f".{name}{files.PARTIAL}" for name in names)
-    needed = num_bytes(job.tensors, whole=True) + job.whole.num_bytes(job.tensors["model"], job.still)
+    needed = num_bytes(job.tensors, whole=True) + job.whole.num_bytes(job.tensors["model"], job.given)
     writing = files.Writing(here / job.name, needed, folder.newest(job.run_dir))
 
     def prepare() -> None:
@@ -158,12 +159,13 @@ def restore(checkpoint: Path, vlm: nn.Module, optimizer: torch.optim.Optimizer) 
     if problem:
         raise CheckpointError(f"the checkpoint {checkpoint} cannot be used: {problem}")
     state = folder.read_state(checkpoint)
-    optimizer_state.initialise(optimizer)
+    names = optimizer_state.parameter_names(vlm)
     try:
+        optimizer_state.initialise(optimizer)
+        kept = state.get("optimizer", {})
+        optimizer_state.forget(optimizer, names, _with_state(checkpoint) | kept.get("numbers", {}).keys())
         tensors = detached(contents(vlm, optimizer))
         dcp.load(tensors, storage_reader=TensorReader(checkpoint), planner=TensorPlanner())
-        kept = state.get("optimizer", {})
-        names = optimizer_state.parameter_names(vlm)
         optimizer_state.put_back(optimizer, names, kept.get("numbers", {}), kept.get("groups", []))
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, dcp.CheckpointException) as error:
         reason = folder.first_line(error)
@@ -175,9 +177,9 @@ def check_room(run_dir: Path, vlm: nn.Module, optimizer: torch.optim.Optimizer, 
     """Before hours are spent: is there permission and room for one checkpoint? Raises CheckpointError."""
     here = run_dir / FOLDER
     trained = sum(p.numel() * p.element_size() for p in vlm.parameters() if p.requires_grad)
-    # An optimizer makes its state in its first step. Adam's is two numbers a weight; another's counts when it is there.
-    moments = 2 * trained if isinstance(optimizer, torch.optim.Adam) else 0
-    needed = trained + moments + weights.num_bytes(vlm, modules)
+    # An optimizer makes its state in its first step; until then it says how much there will be.
+    numbers = sum(p.numel() for p in vlm.parameters() if p.requires_grad)
+    needed = trained + int(getattr(optimizer, "state_bytes", 0) * numbers) + weights.num_bytes(vlm, modules)
     writing = files.Writing(here / "step-...", needed, folder.newest(run_dir))
 
     def check() -> None:
@@ -191,6 +193,12 @@ def check_room(run_dir: Path, vlm: nn.Module, optimizer: torch.optim.Optimizer, 
     writing.on_rank_zero(check)
 
 
+def _with_state(checkpoint: Path) -> set[str]:
+    """Parameters of which the checkpoint has tensors of the optimizer."""
+    table = TensorReader(checkpoint).read_metadata().state_dict_metadata
+    return {key.removeprefix("optimizer.").rpartition(".")[0] for key in table if key.startswith("optimizer.")}
+
+
 def _whole(job: Job, partial: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """On rank 0, the tensors of the consolidated file and of the adapters.
 
@@ -198,11 +206,11 @@ def _whole(job: Job, partial: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     the network would carry lies on a disk that all of them reach.
     """
     model = job.tensors["model"]
-    needed = {key: model[key] for key in job.whole.keys() if key in model}
+    needed = {key: model[key] for key in job.whole.keys() - job.given.keys()}
     if job.groups.all.size() == 1:
         tensors = {key: weights.host_copy(tensor) for key, tensor in needed.items()}
     else:
         tensors = {key: torch.empty(tensor.shape, dtype=tensor.dtype) for key, tensor in needed.items()}
         read = {"model": tensors}
         dcp.load(read, storage_reader=TensorReader(partial), planner=TensorPlanner(), process_group=job.groups.zero)
-    return job.whole.assemble(tensors | job.still)
+    return job.whole.assemble(tensors | job.given)

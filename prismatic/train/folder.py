@@ -36,7 +36,7 @@ def point_latest(folder: Path, weights_name: str) -> None:
 
 
 def point_best(run_dir: Path) -> None:
-    """Have `best-*` point at the weights of the lowest validation loss among the whole checkpoints, if there is one."""
+    """Have `best-*` point at the weights of the best of the whole checkpoints, if one was measured."""
     folder = run_dir / FOLDER
     names = [_weights_of(path) for path in best(run_dir, 1)]
     if names and names[0]:
@@ -47,17 +47,21 @@ def point_best(run_dir: Path) -> None:
 
 
 def best(run_dir: Path, count: int) -> list[Path]:
-    """The whole `step-*/` folders of the lowest validation losses, lowest first; of equal ones the earlier first.
+    """The whole `step-*/` folders with the least of what is measured, least first; of equal ones the earlier first.
 
-    Only a loss that was measured at the very step of the checkpoint counts, and only one that is a number.
+    Only what was measured at the very step of a checkpoint counts (its state's "measured"), only a number, and only
+    under the name that the newest of them has: a loss does not compare with a score.
     """
-    losses = []
+    found: list[tuple[float, int, Path]] = []
+    wanted = None
     for path in resumable(run_dir):
         if incomplete(path) is None:
-            loss = read_state(path).get("validation")
-            if loss is not None and math.isfinite(loss):
-                losses.append((loss, _step(path) or 0, path))
-    return [path for _, _, path in sorted(losses)[:count]]
+            measured = read_state(path).get("measured") or {}
+            name, value = measured.get("name"), measured.get("value")
+            if value is not None and math.isfinite(value) and name == (wanted or name):
+                wanted = name
+                found.append((value, _step(path) or 0, path))
+    return [path for _, _, path in sorted(found)[:count]]
 
 
 def find(resume: str, run_dir: Path) -> Path | None:
@@ -189,7 +193,7 @@ def set_aside(run_dir: Path, after_step: int) -> None:
 
 
 def prune(run_dir: Path, keep: int, keep_best: int = 0) -> None:
-    """On rank 0, remove all but the newest `keep` whole checkpoints and the `keep_best` of lowest validation loss.
+    """On rank 0, remove all but the newest `keep` whole checkpoints and the `keep_best` best ones.
 
     Never the weights that `latest` points to.
     """

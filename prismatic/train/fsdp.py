@@ -8,6 +8,8 @@ precision and code path are the same everywhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -74,7 +76,7 @@ def shard(
     if bf16:
         _cast_frozen(vlm, torch.bfloat16)
     if checkpoint_activations:
-        _checkpoint_layers(vlm.llm_backbone.layers)
+        checkpoint_layers(vlm.llm_backbone.layers)
     policy = MixedPrecisionPolicy()
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
@@ -127,6 +129,27 @@ def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
                     tensor.data = tensor.data.to(dtype)
 
 
-def _checkpoint_layers(layers: nn.ModuleList) -> None:
+def checkpoint_layers(layers: nn.ModuleList) -> None:
+    """Recompute these layers in the backward pass, in place."""
     for index, layer in enumerate(layers):
         layers[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)
+
+
+@contextmanager
+def gathered(vlm: nn.Module, strategy: str) -> Iterator[None]:
+    """Inside, every process has all weights in the precision of computing, and no forward pass talks to the others.
+
+    For work that processes do at their own pace, such as generating answers of different lengths. The model must have
+    run forward as a whole before; every process enters and leaves.
+    """
+    units = [module for module in vlm.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            # As `shard` has set it: the root never frees its weights between forward and backward.
+            unit.set_reshard_after_forward(unit is not vlm and STRATEGIES.get(strategy).reshard_after_forward, False)

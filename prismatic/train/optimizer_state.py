@@ -6,7 +6,7 @@ optimizers keep in their parameter groups) go into `state.json`. Nothing here kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,13 @@ def initialise(optimizer: torch.optim.Optimizer) -> None:
         for key in group.keys() - values.keys() - {"params"}:
             del group[key]
         group.update(values)
+
+
+def forget(optimizer: torch.optim.Optimizer, names: Mapping[int, str], saved: Collection[str]) -> None:
+    """After `initialise`: drop the state of parameters that had none when it was saved (no gradient came to them)."""
+    for parameter in list(optimizer.state):
+        if names[id(parameter)] not in saved:
+            del optimizer.state[parameter]
 
 
 def put_back(

@@ -21,12 +21,19 @@ log = logging.getLogger(__name__)
 FREE = {
     *("val_dataset", "resume", "checkpoint_interval", "keep_checkpoints", "validation_interval", "device", "dry_run"),
     *("checkpoint_minutes", "checkpoint_async", "keep_best", "on_save_error"),
+    *("val_datasets", "eval_task", "eval_examples", "eval_interval", "eval_max_new_tokens", "best_metric"),
+    *("on_nan", "max_nan_steps", "max_gradient", "profile", "peak_tflops", "dataset.decode_timeout"),
     *("hf_token", "plugins", "trackers", "wandb_project", "wandb_entity", "run_id", "run_root_dir"),
-    *("model.enable_gradient_checkpointing", "model.trust_remote_code", "model.reduce_in_full_precision"),
+    *(
+        "model.cpu_offload",
+        "model.enable_gradient_checkpointing",
+        "model.trust_remote_code",
+        "model.reduce_in_full_precision",
+    ),
     *("model.align_train_strategy", "model.finetune_train_strategy"),
     *("model.align_per_device_batch_size", "model.finetune_per_device_batch_size"),
     *("dataset.num_workers", "dataset.decoder", "dataset.on_error", "dataset.max_skipped_share", "dataset.metric"),
-    *("dataset.packing",),
+    *("dataset.packing", "dataset.prefetch"),
 }
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from prismatic.dist import World
 from prismatic.train import checkpoint, optimizer_state, staging, weights
 from prismatic.train.checkpoint import Groups, Job
 from prismatic.train.errors import CheckpointError
+from prismatic.train.optim import averaged
 from prismatic.train.staging import in_thread
 
 log = logging.getLogger(__name__)
@@ -130,6 +132,15 @@ class Saver:
             failed, self._failed = self._failed, None
             raise failed
 
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.abandon()
+
     def finish(self) -> None:
         """At the end of a run: wait, and give back the memory for copies. Raises as `finish_writing` does."""
         if self._reserved is not None:
@@ -168,19 +179,29 @@ class Saver:
             self._reserve()
         if self._reserved is not None:
             self._reserved.result()
-        still = self._whole.keys() - tensors["model"].keys()
+        copies = self._staging.copy(tensors) if self._async else checkpoint.detached(tensors)
         return Job(
             run_dir=self._run_dir,
             vlm=self._vlm,
             state={**state, "optimizer": kept},
-            tensors=self._staging.copy(tensors) if self._async else checkpoint.detached(tensors),
+            tensors=copies,
             whole=self._whole,
-            still=weights.gather_named(self._vlm, still) if still else {},
+            given=self._given(tensors["model"]),
             loss=loss,
             keep=self._cfg.keep_checkpoints,
             keep_best=self._cfg.keep_best,
             groups=self._groups,
         )
+
+    def _given(self, model: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors of the consolidated file that are not those of the resumable part; takes the time it takes."""
+        if hasattr(self._optimizer, "averages"):
+            self.copied()
+            with averaged(self._optimizer) as swapped:
+                if swapped:  # On a CPU they share memory with the weights, which go back to what they were
+                    return {k: t.clone() for k, t in weights.gather_named(self._vlm, self._whole.keys()).items()}
+        still = self._whole.keys() - model.keys()
+        return weights.gather_named(self._vlm, still) if still else {}
 
     def _reserve(self) -> None:
         """Take the memory for copies, in a thread; without enough of it on each machine, do without copies."""

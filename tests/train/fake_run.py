@@ -22,6 +22,7 @@ from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.train import files, weights, writer
+from prismatic.train.optim import freeze_matching
 from prismatic.train.trainer import Trainer
 from prismatic.types import IGNORE_INDEX, Batch, Skip
 
@@ -180,6 +181,7 @@ def make_trainer(cfg: PretrainConfig, world: dist.World, *, count: int = 30, dro
     vlm = FakeVLM(dropout, seed=kw.pop("model_seed", 0))
     vlm.to(kw.pop("dtype", torch.float32))
     vlm.freeze(cfg.stage)
+    freeze_matching(vlm, cfg.model.freeze)
     stage = cfg.model.stage(cfg.stage)
     sizes = {"per_step": stage.global_batch_size, "per_device": stage.per_device_batch_size}
     return Trainer(
@@ -197,9 +199,10 @@ def main(options: dict) -> int:
     """Train; leave {"code", "losses", "first_step", "ids"} in `out` and the final weights beside it.
 
     Options: root, out, config (of `make_config`), trainer (of `make_trainer`), environment, signals {step: [numbers]}
-    for process `rank_to_signal` (in the first life that torchrun gives it), unreadable (a row that raises). What kills
-    this process: die_in (a function of prismatic.train.files) at its `die_at`-th call, die_at_byte of what checkpoints
-    write, die_after seconds of training.
+    for process `rank_to_signal` (in the first life that torchrun gives it), unreadable (a row that raises), poison (the
+    id of a row whose loss is NaN), spike_at (a step whose loss is high). What kills this process: die_in (a function of
+    prismatic.train.files) at its `die_at`-th call, die_at_byte of what checkpoints write, die_after seconds of
+    training.
     """
     os.environ.update(options.get("environment", {}))
     torch.set_num_threads(1)
@@ -210,6 +213,9 @@ def main(options: dict) -> int:
     if world.rank == options.get("rank_to_signal", 0) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         trainer.train_loader.events = {int(k): v for k, v in options.get("signals", {}).items()}
     trainer.train_loader.unreadable = options.get("unreadable")
+    trainer.vlm.poison = options.get("poison")
+    if "spike_at" in options:
+        _spike(trainer, options["spike_at"])
     if "die_in" in options:
         _die_in(options["die_in"], options.get("die_at", 1))
     if "die_at_byte" in options:
@@ -238,6 +244,18 @@ def main(options: dict) -> int:
     del trainer
     dist.stop(*holders, failed=error is not None)
     return code if error is None else 2
+
+
+def _spike(trainer: Trainer, step: int) -> None:
+    """The loss of one step is sixty times as high."""
+    forward = trainer.vlm.forward
+
+    def spiking(batch: Batch) -> LossOutput:
+        out = forward(batch)
+        out.loss_sum = out.loss_sum * (60 if trainer.at.step == step - 1 else 1)
+        return out
+
+    trainer.vlm.forward = spiking
 
 
 def _die_in(name: str, at: int) -> None:

@@ -50,7 +50,9 @@ def test_keys_of_the_older_systems_and_ours(tmp_path: Path) -> None:
         "Full-finetune/Frames/s": 32.0,
         "Full-finetune/Examples/s": 8.0,
         "Full-finetune/Data Wait": 0.5,
+        "Full-finetune/Data Wait Share": 0.25,
         "Full-finetune/Skipped": 0,
+        "Full-finetune/Skipped Steps": 0,
     }
     assert validation == {
         "Full-finetune/Step": 1,
@@ -78,8 +80,8 @@ def test_resuming_cuts_later_rows_and_a_half_one(tmp_path: Path) -> None:
 def test_smoothed_loss_is_the_mean_of_the_last_128(trainer: Callable[..., Trainer]) -> None:
     run = trainer()
     run.losses = [float(i) for i in range(200)][-127:]
-    run._note_loss(StepFacts(1, 0, 1000.0, 0, 0, 1, 0, 1, 1, 1, 0))
-    run._note_loss(StepFacts(2, 0, 2000.0, 0, 0, 1, 0, 1, 1, 1, 0))
+    run.note_loss(StepFacts(1, 0, 1000.0, 0, 0, 1, 0, 1, 1, 1, 0))
+    run.note_loss(StepFacts(2, 0, 2000.0, 0, 0, 1, 0, 1, 1, 1, 0))
     assert run.mean_loss == pytest.approx((sum(range(74, 200)) + 3000) / 128)
 
 

@@ -237,10 +237,9 @@ def test_ranks_agree_on_the_minutes(launch: Callable) -> None:
 def _validated(run: Trainer, monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> None:
     """Have the validations give these losses, by step."""
 
-    def measure(*_: object) -> tuple[float, int]:
-        return losses[run.at.step], 10
-
-    monkeypatch.setattr("prismatic.train.trainer.measure", measure)
+    monkeypatch.setattr("prismatic.train.trainer.measure", lambda *_: {})
+    monkeypatch.setattr("prismatic.train.trainer.mean_loss", lambda _: losses[run.at.step])
+    monkeypatch.setattr("prismatic.train.trainer.narration.validated", lambda *_: None)
 
 
 def _targets(run: Trainer) -> tuple[str, str | None]:
