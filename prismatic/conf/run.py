@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,11 @@ class PretrainConfig:
     seed: int = 7  # Initial weights, data order, frame sampling
     resume: str = "auto"  # auto: go on from the newest checkpoint if there is one; never; or a checkpoint folder
     checkpoint_interval: int | None = None  # Also save every this many optimizer steps (always at the end of an epoch)
+    checkpoint_minutes: float | None = None  # Also save every this many minutes
+    checkpoint_async: bool = True  # Write checkpoints beside the training, from a copy in host memory
     keep_checkpoints: int = 2  # Resumable checkpoints kept in the run folder, newest first
+    keep_best: int = 1  # Kept beside those: the best by best_metric; 0: none
+    on_save_error: str = "continue"  # A save that fails (full disk): continue and try again at the next, or stop
     validation_interval: int | None = None  # Also validate every this many steps (always at the end of an epoch)
     eval_task: str | None = None  # At each validation also answer some rows of it: caption, choice, open; none: no
     eval_examples: int = 32  # Rows of each validation set that are answered, the same ones each time
@@ -91,9 +96,8 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1 step, got {value}")
+        self._validate_saving()
         self._validate_telling()
-        if self.keep_checkpoints < 1:
-            raise ValueError(f"--keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
         run_id = self.resolved_run_id()
         if "/" in run_id or run_id in (".", ".."):
             raise ValueError(f"--run_id is a folder name below --run_root_dir, not a path; got '{run_id}'")
@@ -145,6 +149,16 @@ class PretrainConfig:
         steps = self.profile
         if steps and (len(steps) > 2 or steps[0] < 1 or steps[-1] < steps[0]):
             raise ValueError(f"--profile takes the first and the last step to trace, as '[10,12]'; got {list(steps)}")
+
+    def _validate_saving(self) -> None:
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"--keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+        if self.keep_best < 0:
+            raise ValueError(f"--keep_best must be at least 0 checkpoints, got {self.keep_best}")
+        if self.checkpoint_minutes is not None and not 0 < self.checkpoint_minutes < math.inf:
+            raise ValueError(f"--checkpoint_minutes must be more than 0 minutes, got {self.checkpoint_minutes:g}")
+        if self.on_save_error not in ("continue", "stop"):
+            raise ValueError(f"--on_save_error must be continue or stop, got '{self.on_save_error}'")
 
 
 @dataclass

@@ -20,7 +20,8 @@ from prismatic.conf.run import PretrainConfig
 from prismatic.dist import World
 from prismatic.models.llm.lora import has_adapter
 from prismatic.train import checkpoint, folder, fsdp, narration, weights
-from prismatic.train.answers import Answers, mean_score
+from prismatic.train.answers import Answers
+from prismatic.train.best import Best
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
 from prismatic.train.flops import count_flops
@@ -36,6 +37,7 @@ from prismatic.train.optim import (
     learning_rates,
 )
 from prismatic.train.position import Position
+from prismatic.train.saver import Saver
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
@@ -118,6 +120,8 @@ class Trainer:
         self.losses: list[float] = []
         self.validation_loss: float | None = None
         self.scores: dict[str, dict[str, float]] = {}
+        self.best = Best(cfg.best_metric)
+        self.saver = Saver(cfg, run_dir, self.vlm, self.optimizer, self.whole_modules, world)
 
     @property
     def val_loader(self) -> StepLoader | None:
@@ -128,16 +132,6 @@ class Trainer:
     def metrics(self) -> Metrics | None:
         """Where the rows go; rank 0 has it, while the run goes on."""
         return self.telling.metrics
-
-    @property
-    def criterion(self) -> float | None:
-        """What the best checkpoint has least of: the validation loss, or --best_metric with a minus in front.
-
-        None before it is measured.
-        """
-        if self.cfg.best_metric == "validation_loss":
-            return self.validation_loss
-        return -mean_score(self.scores, self.cfg.best_metric) if self.scores else None
 
     @property
     def mean_loss(self) -> float:
@@ -167,7 +161,7 @@ class Trainer:
                 decay_ratio=stage.decay_ratio,
             )
             first_step = self.at.step
-            with self.telling.run(resumed_from):
+            with self.telling.run(resumed_from), self.saver:
                 code = self._run()
         if dist.rank_zero():
             narration.summary(self, code, self.at.step - first_step, time.perf_counter() - began)
@@ -209,7 +203,8 @@ class Trainer:
             return found
         self.validation_loss = mean_loss(found)
         narration.validated(self, found)
-        if self.cfg.eval_interval is None:
+        self.best.note_loss(self.at.step, self.validation_loss)
+        if self.cfg.eval_interval is None or self.at.step >= self.total_steps:
             self.ask()
         self._set_training(True)
         return None
@@ -221,11 +216,11 @@ class Trainer:
             with averaged(self.optimizer):
                 self.scores = self.answers.take(self.vlm, self.world, self.at.step)
             self._set_training(True)
+            self.best.note_scores(self.at.step, self.scores)
             narration.scored(self, self.scores)
 
     def save(self) -> None:
-        """Write a checkpoint at the present position; every process calls it. Raises CheckpointError."""
-        began = time.perf_counter()
+        """Take a checkpoint at the present position; every process calls it. See `Saver.save`."""
         state = {
             **asdict(self.at),
             "total_steps": self.total_steps,
@@ -236,17 +231,9 @@ class Trainer:
             "validation_loss": self.validation_loss,
             "scores": self.scores,
             "left_out": [self.guard.left_out, self.guard.in_a_row],
+            "measured": self.best.state(self.at.step),
         }
-        path = checkpoint.save(
-            self.run_dir,
-            self.vlm,
-            self.optimizer,
-            state,
-            modules=self.whole_modules,
-            loss=self.mean_loss,
-            keep=self.cfg.keep_checkpoints,
-        )
-        log.info(f"step {self.at.step}: saved {path.name} in {time.perf_counter() - began:.1f} s")
+        self.saver.save(state, self.mean_loss)
 
     def _run(self) -> int:
         self._set_training(True)
@@ -279,14 +266,17 @@ class Trainer:
         return None
 
     def _at_intervals(self) -> int | None:
-        code = None
+        interval, due = self.cfg.checkpoint_interval, self.saver.after_step()
+        due = due or (interval is not None and self.at.step % interval == 0)
         if self.cfg.validation_interval and self.at.step % self.cfg.validation_interval == 0:
             code = self.validate()
-        if code is None and self.cfg.eval_interval and self.at.step % self.cfg.eval_interval == 0:
+            if code is not None:
+                return code
+        if self.cfg.eval_interval and self.at.step % self.cfg.eval_interval == 0:
             self.ask()
-        if code is None and self.cfg.checkpoint_interval and self.at.step % self.cfg.checkpoint_interval == 0:
+        if due or (self.cfg.keep_best and self.best.improved(self.at.step)):
             self.save()
-        return code
+        return None
 
     def note_loss(self, facts: StepFacts) -> None:
         """Take a step's loss into the mean that is shown, and its numbers into the metrics."""
@@ -299,6 +289,8 @@ class Trainer:
             self.metrics.log_step(facts, self.mean_loss)
 
     def _set_training(self, training: bool) -> None:
+        if not training:
+            self.saver.copied()  # Whoever evaluates may put averages in the place of the weights for a while
         self.vlm.train(training)
         for name, module in self.vlm.named_children():
             # A frozen module works as it will when the model is used: no dropout, no new batch statistics.
@@ -319,7 +311,7 @@ class Trainer:
             self.skips.resume(0, 0)
             self.guard.resume(0, 0, 0)
             self.answers.resume(0)
-            checkpoint.check_room(self.run_dir, self.vlm, self.whole_modules)
+            checkpoint.check_room(self.run_dir, self.vlm, self.optimizer, self.whole_modules)
             if self.frozen_modules:
                 weights.save_frozen(here, self.vlm, self.frozen_modules)
             return None
@@ -330,6 +322,7 @@ class Trainer:
         self.at = Position(**{name: state[name] for name in asdict(self.at)})
         self.losses, self.validation_loss = state["losses"], state["validation_loss"]
         self.scores = state.get("scores", {})  # Runs of older versions have none
+        self.best.resume(state.get("measured"))
         self.guard.resume(self.at.step, *state.get("left_out", (0, 0)))
         self.answers.resume(self.at.step)
         ours = source.resolve().parent == here.resolve()

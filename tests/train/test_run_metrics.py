@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import pty
-import socket
 import struct
 import sys
 import termios
@@ -20,7 +19,7 @@ from prismatic.train.console import Console, StepFacts, duration, short
 from prismatic.train.jsonl import RowFile, read_rows
 from prismatic.train.metrics import Metrics
 from prismatic.train.trainer import Trainer
-from prismatic.train.wandb_tracker import WandbTracker, reachable
+from prismatic.train.wandb_tracker import WandbTracker
 
 
 def _facts(step: int = 1) -> StepFacts:
@@ -122,37 +121,37 @@ def test_unreachable_wandb_neither_stops_nor_delays_a_run(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    began = time.monotonic()
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
+    began = time.monotonic()
     for step in range(100):
         tracker.log({"loss": 1.0}, step)
     assert time.monotonic() - began < 1.0
+    while not tracker._online:
+        time.sleep(0.01)
     began = time.monotonic()
     tracker.close()
-    assert time.monotonic() - began < 8  # the import and the local file, which is whole; nothing of the service
-    assert "wandb cannot be reached; recording offline" in caplog.text
-    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert time.monotonic() - began < 1.0
+    assert "cannot be reached" in caplog.text
 
 
-def test_the_end_of_a_run_does_not_wait_for_a_service_that_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with socket.socket() as silent:  # takes connections and says nothing
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(1)
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert reachable(url, 1.0)
-        monkeypatch.setattr("prismatic.train.wandb_tracker.reachable", lambda url, seconds: time.sleep(30))
-        monkeypatch.setenv("WANDB_MODE", "online")
+def test_a_run_that_goes_on_is_the_same_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr("wandb.init", lambda **settings: given.append(settings) or _NoRun())
+    for _ in range(2):
         tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
-        assert tracker._asking.wait(20)
-        began = time.monotonic()
+        tracker.log({"loss": 1.0}, 1)
         tracker.close()
-        assert time.monotonic() - began < 1.5 and "left behind" in caplog.text
-    assert not reachable(url, 1.0)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    assert not reachable("http://example.invalid", 1.0)
+    assert given[0]["id"] == given[1]["id"] and len(given[0]["id"]) == 12
+    assert all(settings["resume"] == "allow" for settings in given)
+
+
+class _NoRun:
+    def log(self, row: dict, step: int) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def test_missing_wandb_is_a_warning(
