@@ -44,7 +44,10 @@ class SkipReasons:
                     if not line.endswith(b"\n"):
                         break
                     self._read += len(line)
-                    self._add(json.loads(line))
+                    try:
+                        self._add(json.loads(line))
+                    except ValueError:
+                        continue  # the half row of a kill, with another one behind it
         return sorted(self._reasons.values(), key=lambda reason: -reason.count)
 
     def _forget(self) -> None:
