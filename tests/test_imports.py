@@ -22,6 +22,7 @@ LAYERS = {
     "video": 2,
     "data": 3,
     "models": 3,
+    "report": 3,
     "train": 4,
     "webvid": 4,
     "eval": 4,

@@ -8,6 +8,8 @@ that precision and code path are the same everywhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,3 +150,23 @@ def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
             for tensor in tensors:
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def gathered(vlm: nn.Module, strategy: str) -> Iterator[None]:
+    """Inside, every process has all weights in the precision of computing, and no forward pass talks to the others.
+
+    For work that processes do at their own pace, such as generating answers of different lengths. The model must have
+    run forward as a whole before; every process enters and leaves.
+    """
+    units = [module for module in vlm.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            # As `shard` has set it: the root never frees its weights between forward and backward.
+            unit.set_reshard_after_forward(unit is not vlm and STRATEGIES.get(strategy).reshard_after_forward, False)

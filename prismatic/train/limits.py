@@ -7,6 +7,9 @@ from dataclasses import dataclass
 WAITS = 0.02
 """Share of a step's time spent waiting for data above which reading is the limit."""
 
+LOUD_WAITS = 0.1
+"""Share from which a run warns."""
+
 TELL_AFTER = 20
 """Steps after which a run says which side it waits for."""
 
@@ -21,6 +24,7 @@ class WaitAccount:
     seconds: float = 0.0
     waited: float = 0.0
     steps: int = 0
+    told_waiting: bool = False
 
     def add(self, seconds: float, data_wait: float) -> None:
         """One step that took `seconds`, `data_wait` of them until its data came."""
@@ -34,16 +38,28 @@ class WaitAccount:
         """Share of the time that was spent waiting, 0 to 1; 0 before the first step."""
         return self.waited / self.seconds if self.seconds > 0 else 0.0
 
-    def verdict(self, num_workers: int, cores: int | None) -> str:
-        """One line: who is the limit, and what to do about it. cores: of this machine for each process, if known."""
+    def is_news(self) -> bool:
+        """Whether it is time to tell: after the first steps, and when reading has become the limit since."""
+        if self.steps < TELL_AFTER:
+            return False
+        if self.steps == TELL_AFTER or (self.share > LOUD_WAITS) > self.told_waiting:
+            self.told_waiting = self.share > LOUD_WAITS
+            return True
+        return False
+
+    def verdict(self, num_workers: int, cores: int | None, cacheable: bool = True) -> str:
+        """One line: who is the limit, and what to do about it.
+
+        cores: of this machine for each process, if known. cacheable: the vision backbone is frozen and sees the same
+        pixels in every epoch, so that its features can be kept.
+        """
         if self.share <= WAITS:
             return f"Data      keeps up: {self.share:.1%} of a step is waited for it, computing is the limit"
         text = (
             f"Data      is the limit: {self.share:.0%} of a step is waited for it, with {num_workers} reading processes"
         )
         if cores is None or num_workers < cores - 1:
-            return f"{text}; raise --dataset.num_workers"
-        return (
-            f"{text} on {cores} cores; extract the frames once (`webvid.py extract`), pass --dataset.feature_cache for "
-            "a frozen vision backbone, or lower --model.num_frames"
-        )
+            return f"{text}: raise --dataset.num_workers"
+        cache = "pass --dataset.feature_cache DIR, " if cacheable else ""
+        once = "extract the frames once (`webvid.py extract`)"
+        return f"{text} on {cores} cores: {once}, {cache}or lower --model.num_frames"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prismatic import dist
 from prismatic.data.dataset import SampleError
 from prismatic.dist import World
 from prismatic.types import Batch
@@ -26,6 +27,21 @@ def largest_batch(loader: StepLoader) -> Batch | None:
     except (SampleError, OSError) as error:
         log.warning("the longest batch is not tried first: %s", error)
         return None
+
+
+def wanted(choice: str, world: World) -> bool:
+    """Whether `--longest_batch_first auto|always|never` asks for it on this device."""
+    return choice == "always" or (choice == "auto" and world.device.type == "cuda")
+
+
+def read_and_try(
+    vlm: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader, world: World, *, passes: int
+) -> None:
+    """`try_out` of the largest batch, if every process can read it."""
+    batch = largest_batch(loader)
+    if all(dist.gather_objects(batch is not None)):
+        assert batch is not None
+        try_out(vlm, optimizer, batch, world, passes=passes)
 
 
 def try_out(vlm: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, world: World, *, passes: int) -> None:
