@@ -71,7 +71,8 @@ class Saver:
         self._flight: _Flight | None = None
         self._failed: CheckpointError | None = None
         self._last_state: dict[str, Any] | None = None
-        self._since = time.monotonic()
+        self._clock = time.monotonic  # Of --checkpoint_minutes: one that nobody sets
+        self._since = self._clock()
 
     def save(self, state: dict[str, Any], loss: float) -> None:
         """Take a checkpoint; returns at once (`--checkpoint_async`), or when it is written.
@@ -93,7 +94,7 @@ class Saver:
                 "--checkpoint_interval spares that"
             )
         job = self._job(state, loss)
-        self._last_state, self._since = state, time.monotonic()
+        self._last_state, self._since = state, self._clock()
         self._flight = _Flight(state["step"], in_thread(lambda: self._write(job)), time.monotonic() - began)
         if not self._async:
             self._land()
@@ -112,8 +113,7 @@ class Saver:
         minutes = self._cfg.checkpoint_minutes
         if self._flight is None and minutes is None:
             return False
-        # The clock of rank 0 counts, and it is one that nobody sets.
-        due = minutes is not None and dist.rank_zero() and time.monotonic() - self._since >= 60 * minutes
+        due = minutes is not None and dist.rank_zero() and self._clock() - self._since >= 60 * minutes
         landed = self._flight is not None and self._flight.result.done()
         all_landed, any_due = dist.all_reduce_sum([landed, due])
         if self._flight is not None and all_landed == self._world.world_size:
