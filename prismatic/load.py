@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 # Fields that older configurations hold and that say nothing about the model itself.
 _OLDER_FIELDS = {"type", "ckpt_interval"}
-# Templates that older runs trained these LLMs on, where the id now stands for a better one.
-_OLDER_TEMPLATES = {"gemma-2b-instruct": "pure", "gemma-8b-instruct": "pure"}
 
 
 def load(
@@ -112,8 +110,6 @@ def model_config(saved: dict[str, Any], path: Path) -> ModelConfig:
     config = ModelConfig(**{name: value for name, value in saved.items() if name in known})
     if isinstance(config.lora, dict):
         config.lora = LoRAConfig(**{**config.lora, "target_modules": tuple(config.lora["target_modules"])})
-    if "prompt_template" not in saved:
-        config.prompt_template = _OLDER_TEMPLATES.get(config.llm_backbone_id)
     return config
 
 

@@ -16,6 +16,7 @@ from prismatic import dist
 from prismatic.train import folder
 from prismatic.train.console import duration, short
 from prismatic.train.metrics import Metrics
+from prismatic.train.step import Gradients
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
@@ -107,17 +108,18 @@ def nothing_to_learn(trainer: Trainer, batches: Sequence[Batch]) -> str:
     )
 
 
-def not_finite(trainer: Trainer, batches: Sequence[Batch], losses: Sequence[float], loss: float, norm: float) -> str:
+def not_finite(trainer: Trainer, batches: Sequence[Batch], gradients: Gradients) -> str:
     """Text for a loss or gradient that is not a number; every process calls it."""
-    own = [i for b, value in zip(batches, losses, strict=True) if not math.isfinite(value) for i in b.ids]
-    own = own or ([i for batch in batches for i in batch.ids] if math.isfinite(loss) else [])
+    own = [i for b, value in zip(batches, gradients.losses, strict=True) if not math.isfinite(value) for i in b.ids]
+    own = own or ([i for batch in batches for i in batch.ids] if math.isfinite(gradients.loss) else [])
     ids = [i for rank in dist.gather_objects(own) for i in rank]
     last = folder.newest(trainer.run_dir)
     prefix = "align" if trainer.stage.stage == "align" else "finetune"
     return (
-        f"step {trainer.at.step + 1}: loss {loss:g} with gradient norm {norm:g} is not finite; the weights were not "
-        f"changed by it. Samples concerned: {_some(ids)}. Last checkpoint: {last or 'none'}. Look at these samples, or "
-        f"lower --model.{prefix}_learning_rate {trainer.stage.learning_rate:g}"
+        f"step {trainer.at.step + 1}: loss {gradients.loss:g} with gradient norm {float(gradients.norm):g} is not "
+        f"finite; the weights were not changed by it. Samples concerned: {_some(ids)}. Last checkpoint: "
+        f"{last or 'none'}. Look at these samples, or lower --model.{prefix}_learning_rate "
+        f"{trainer.stage.learning_rate:g}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
         shutil.rmtree(run_dir / "llm_backbone", ignore_errors=True)
     encoded = json.loads(json.dumps(draccus.encode(cfg), default=str))
     if started and config.is_file():
-        changed = differences(json.loads(config.read_text(encoding="utf-8")), encoded)
+        changed = differences(completed(json.loads(config.read_text(encoding="utf-8"))), encoded)
         if changed:
             more = " ..." if len(changed) > 4 else ""
             raise ValueError(
@@ -76,6 +77,26 @@ def _set_aside(run_dir: Path) -> None:
         number += 1
     run_dir.rename(aside)
     log.warning("--resume never: the earlier run of this name is now %s", aside)
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the defaults of fields that did not exist yet when it was written.
+
+    A field comes into being with the default that does what was done before it.
+    """
+    choices = {part: {"type": saved[part]["type"]} for part in ("model", "dataset") if "type" in saved.get(part, {})}
+    default = draccus.decode(PretrainConfig, choices)
+    return _over(default, json.loads(json.dumps(draccus.encode(default), default=str)), saved)
+
+
+def _over(default: Any, encoded: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    # Only configurations are completed: a dict of free options is one value.
+    parts = {
+        name: _over(getattr(default, name), encoded[name], saved[name])
+        for name in encoded.keys() & saved.keys()
+        if is_dataclass(getattr(default, name, None)) and isinstance(saved[name], dict)
+    }
+    return {**encoded, **saved, **parts}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

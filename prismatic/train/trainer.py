@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from prismatic import dist
 from prismatic.conf.models import StageConfig
 from prismatic.conf.run import PretrainConfig
@@ -27,8 +25,9 @@ from prismatic.train.errors import TrainingError
 from prismatic.train.metrics import Metrics
 from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
 from prismatic.train.seeding import seed_step
-from prismatic.train.signals import StopSignals, exit_code
+from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
+from prismatic.train.step import Stepper
 from prismatic.train.validation import measure, next_batches
 from prismatic.types import Batch
 
@@ -98,6 +97,7 @@ class Trainer:
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
+        self.stepper = Stepper(self.vlm, self.optimizer, self.stage, world, self.signals)
         self.skips = SkipAccount(run_dir / "skipped.jsonl", cfg.dataset.max_skipped_share)
         share = cfg.val_dataset.max_skipped_share if cfg.val_dataset is not None else 0.0
         path = run_dir / "skipped-validation.jsonl"
@@ -148,44 +148,36 @@ class Trainer:
 
         Returns an exit code when a signal asks to stop, before or after the step; the position says which.
         """
-        counts = [sum(b.num_label_tokens for b in batches), sum(len(b.ids) for b in batches)]
-        counts += [sum(len(b.skipped) for b in batches), *self.signals.counts()]
-        label_tokens, seen, skipped, *stops = dist.all_reduce_sum(counts)
-        if exit_code(stops) is not None:
-            return exit_code(stops)
-        self.skips.add(batches, int(seen), int(skipped))
-        if not label_tokens:
+        counts = self.stepper.count(batches)
+        if counts.exit_code is not None:
+            return counts.exit_code
+        self.skips.add(batches, counts.examples, counts.skipped)
+        if not counts.label_tokens:
             raise TrainingError(narration.nothing_to_learn(self, batches))
         seed_step(self.cfg.seed, self.at.step, self.world.rank)
-        losses = self._accumulate(batches, label_tokens)
-        norm_tensor = self._grad_norm()
-        norm = float(norm_tensor)
-        numbers = [sum(losses), sum(b.useful for b in batches), sum(len(b.frames) for b in batches)]
-        loss_sum, tokens, frames, *stops = dist.all_reduce_sum([*numbers, *self.signals.counts()])
-        if not math.isfinite(loss_sum) or not math.isfinite(norm):
-            raise TrainingError(narration.not_finite(self, batches, losses, loss_sum / label_tokens, norm))
-        torch.nn.utils.clip_grads_with_norm_(self._trained(), self.stage.max_grad_norm, norm_tensor)
+        gradients = self.stepper.backward(batches, counts.label_tokens)
+        if not gradients.finite:
+            raise TrainingError(narration.not_finite(self, batches, gradients))
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
+        self.stepper.update(gradients)
         self.schedule.step()
-        self.optimizer.zero_grad()
         self.at.step += 1
         self.at.step_in_epoch += 1
         facts = StepFacts(
             step=self.at.step,
             epoch=self.at.epoch,
-            loss=loss_sum / label_tokens,
+            loss=gradients.loss,
             learning_rate=learning_rate,
-            grad_norm=norm,
+            grad_norm=float(gradients.norm),
             seconds=time.perf_counter() - began,
             data_wait=data_wait,
-            tokens=int(tokens),
-            frames=int(frames),
-            examples=int(seen),
+            tokens=gradients.tokens,
+            frames=gradients.frames,
+            examples=counts.examples,
             skipped=self.skips.skipped,
         )
         self._note_loss(facts)
-        return exit_code(stops)
+        return gradients.exit_code
 
     def validate(self) -> int | None:
         """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
@@ -262,24 +254,6 @@ class Trainer:
         if code is None and self.cfg.checkpoint_interval and self.at.step % self.cfg.checkpoint_interval == 0:
             self.save()
         return code
-
-    def _accumulate(self, batches: list[Batch], label_tokens: float) -> list[float]:
-        # FSDP takes the mean of gradients over processes; the factor world_size makes a sum of it again.
-        scale = self.world.world_size / label_tokens
-        losses = []
-        for number, batch in enumerate(batches, start=1):
-            fsdp.set_gradient_sync(self.vlm, self.stage.train_strategy, number == len(batches))
-            loss_sum = self.vlm(batch.to(self.world.device)).loss_sum
-            (loss_sum * scale).backward()
-            losses.append(loss_sum.detach())
-        return torch.stack(losses).double().tolist()
-
-    def _grad_norm(self) -> torch.Tensor:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained() if p.grad is not None])
-        return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _note_loss(self, facts: StepFacts) -> None:
         self.losses = [*self.losses, facts.loss][-WINDOW:]

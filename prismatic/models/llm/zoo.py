@@ -53,6 +53,13 @@ LLAMA3_8B = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
 PHI3_4K = {"sliding_window": 2047}
+GEMMA_2B = {
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+}
 QWEN2_ROPE = {"rope_type": "default", "rope_theta": 1000000.0}
 
 
@@ -66,8 +73,8 @@ def _mistral(hf_path: str, template: str, **shape: Any) -> LLMSpec:
     return LLMSpec(hf_path, template, PAD, model_type="mistral", shape={**sizes, **shape})
 
 
-def _gemma(hf_path: str, **shape: Any) -> LLMSpec:
-    return LLMSpec(hf_path, "gemma-instruct", PAD, model_type="gemma", shape=shape)
+def _gemma(hf_path: str, template: str, pad: str | None = None, **shape: Any) -> LLMSpec:
+    return LLMSpec(hf_path, template, pad, model_type="gemma", shape=shape)
 
 
 def _sizes(hidden: int, inner: int, layers: int, heads: tuple[int, int], vocab: int, context: int) -> dict[str, Any]:
@@ -164,16 +171,12 @@ ROWS: dict[str, LLMSpec] = {
     "phi-3-instruct-4b": LLMSpec(
         "microsoft/Phi-3-mini-4k-instruct", "phi-3-compat", PHI_PAD, model_type="phi3", shape=PHI3_4K
     ),
-    "gemma-2b-instruct": _gemma(
-        "google/gemma-2b-it",
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-    ),
-    "gemma-8b-instruct": _gemma("google/gemma-7b-it"),
+    # Published checkpoints of these two were trained on the plain format, not on Gemma's own.
+    "gemma-2b-instruct": _gemma("google/gemma-2b-it", "pure", PAD, **GEMMA_2B),
+    "gemma-8b-instruct": _gemma("google/gemma-7b-it", "pure", PAD),
     # With their publishers' chat formats, and their tokenizers as they are.
+    "gemma-2b-it": _gemma("google/gemma-2b-it", "gemma-instruct", **GEMMA_2B),
+    "gemma-7b-it": _gemma("google/gemma-7b-it", "gemma-instruct"),
     "phi-3-mini-instruct": LLMSpec("microsoft/Phi-3-mini-4k-instruct", "phi-3", model_type="phi3", shape=PHI3_4K),
     # Its long-context RoPE has a factor for each frequency, which come with its published configuration; random
     # weights do without them.

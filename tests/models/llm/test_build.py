@@ -211,3 +211,19 @@ def test_folder_without_a_model_and_missing_texts(tmp_path):
         build_llm(str(tmp_path), pretrained=True)
     with pytest.raises(ValueError, match="tiny-llama has no tokenizer here; name one, or give texts"):
         tiny(texts=None)
+
+
+@pytest.mark.parametrize(
+    ("llm_id", "template"),
+    [
+        *[(name, "pure") for name in ("llama2-7b-pure", "llama3-8b-pure", "gemma-2b-instruct", "gemma-8b-instruct")],
+        ("llama2-7b-chat", "llama2-chat-compat"),
+        ("llama3-8b-instruct", "llama3-instruct-compat"),
+        ("phi-3-instruct-4b", "phi-3-compat"),
+        ("phi-3-mini-instruct", "phi-3"),
+        ("gemma-2b-it", "gemma-instruct"),
+        ("gemma-7b-it", "gemma-instruct"),
+    ],
+)
+def test_older_ids_keep_the_prompts_that_they_were_trained_on(llm_id, template):
+    assert llm_spec(llm_id).template == template
