@@ -38,6 +38,7 @@ MEDIA_OF_A_WOVEN = 16  # clips of a woven example that are shown
 FRAMES_OF_A_STRIP = 32
 MAP_VIDEOS = 3000
 REASONS = 40
+LONGEST_TEXT = 4000  # characters of a caption, a question, an answer
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _sheets(
     for kind, i in tqdm(chosen, unit="cluster", desc="contact sheets"):
         rows = clusters.rows(i)
         strips = [
-            strip(_medium(catalog, row), FRAMES_A_VIDEO, catalog.ids[row], catalog.captions[row])
+            strip(_medium(catalog, row), FRAMES_A_VIDEO, _short(catalog.ids[row]), _short(catalog.captions[row]))
             for row in rows[:VIDEOS_A_CLUSTER]
         ]
         worth = None if likeness is None else float(likeness.found[i])
@@ -214,9 +215,14 @@ def _woven(record: Record) -> Woven:
         strips.append(strip(shown, 1, name, ""))
     said = {"human": "", "gpt": ""}
     for turn in record.turns[:2]:
-        said[turn.role] = turn.text
+        said[turn.role] = _short(turn.text)
     more = max(0, len(record.media) - MEDIA_OF_A_WOVEN)
-    return Woven(record.id, said["human"], said["gpt"], strips, more)
+    return Woven(_short(record.id), said["human"], said["gpt"], strips, more)
+
+
+def _short(text: str) -> str:
+    """Whatever captions there are, the page stays small."""
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
 
 
 def _tiles(catalog: Catalog, clusters: Clusters, likeness: Likeness | None) -> list[tuple[str, str]]:

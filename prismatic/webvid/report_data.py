@@ -18,6 +18,7 @@ from prismatic.webvid.files import iter_lines, write_rows
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, cohesion_bound, cohesions, quantise
 from prismatic.webvid.texts import Texts
 
+LONGEST_NAME = 200  # characters
 EXAMPLES = 3  # ids that a reason of skipping is shown with
 FAILED = "failed.jsonl"  # what extract and embed leave beside their output: {"id", "reason"} a line
 _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S+|0x[0-9a-fA-F]+|\d+")
@@ -126,10 +127,10 @@ def skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None
     def rows() -> Iterator[dict[str, str]]:
         for where, text, video in _skipped(catalog, clusters, folders):
             yield {"where": where, "video": video, "reason": text}
-            key = (where, _DETAIL.sub("...", "duplicate" if text.startswith("duplicate of ") else text))
+            key = (where, _DETAIL.sub("...", "duplicate" if text.startswith("duplicate of ") else text)[:LONGEST_NAME])
             found[key] += 1
             if found[key] <= EXAMPLES:
-                shown.setdefault(key, []).append(video)
+                shown.setdefault(key, []).append(video[:LONGEST_NAME])
 
     write_rows(output, rows())
     return [Reason(where, text, n, shown[where, text]) for (where, text), n in found.most_common()]

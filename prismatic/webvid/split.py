@@ -90,6 +90,8 @@ def _by_likeness(drawn: Texts, cfg: SplitConfig) -> tuple[set[str], list[str]]:
             group = members[groups.find(seed)] if seed in groups.of else []
             if not group or group[0] in chosen:
                 continue
+            if len(chosen) == cfg.val_size:
+                break
             if len(chosen) + len(group) > cfg.val_size:
                 refused += 1
                 continue
