@@ -84,7 +84,9 @@ class ClipReader:
             content = _pixels_key([clip])
         elif isinstance(clip, (list, tuple)) and _is_one_clip(clip):
             content = _pixels_key(clip)
-        return None if content is None else (content, listed, self)
+        # One frame in brackets is allowed in a list of clips, and refused elsewhere.
+        bracketed = listed and isinstance(clip, (list, tuple, np.ndarray, torch.Tensor)) and len(clip) == 1
+        return None if content is None else (content, bracketed, self)
 
     def read_clip(self, clip: Any, listed: bool) -> torch.Tensor | EncodedClip:
         """One clip of `clips`. Raises as `read`."""

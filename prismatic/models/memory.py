@@ -172,7 +172,9 @@ def weights_mark(model: nn.Module) -> bytes | None:
     """
     from torch.distributed.tensor import DTensor
 
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
+    modules = list(model.modules())
+    held = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    tensors = [t.detach() for t in held]
     if any(isinstance(t, DTensor) or t.is_meta for t in tensors):
         return None
     digest = hashlib.blake2b(digest_size=16)
@@ -184,7 +186,7 @@ def weights_mark(model: nn.Module) -> bytes | None:
             samples.setdefault((t.dtype, t.device), []).append(_some_values(t))
     for parts in samples.values():
         digest.update(torch.cat(parts).view(torch.uint8).cpu().numpy().tobytes())
-    for module in model.modules():
+    for module in modules:
         if hasattr(type(module), "disable_adapters"):  # asked of the class: a module's own look-up is slow
             digest.update(f"{module.disable_adapters} {module.active_adapters};".encode())
     return digest.digest()

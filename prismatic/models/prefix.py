@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 # With keywords of `generate` beyond these (an assistant, a cache of another kind, ...) its own cache is used.
 _KNOWN = frozenset(
-    "max_new_tokens min_new_tokens min_length do_sample temperature top_k top_p min_p typical_p num_beams "
-    "length_penalty early_stopping repetition_penalty no_repeat_ngram_size eos_token_id suppress_tokens begin_suppress_tokens "
-    "bad_words_ids stop_strings tokenizer stopping_criteria logits_processor streamer use_cache max_time "
-    "renormalize_logits exponential_decay_length_penalty forced_eos_token_id remove_invalid_values".split()
+    (
+        "max_new_tokens min_new_tokens min_length do_sample temperature top_k top_p min_p typical_p num_beams "
+        "length_penalty early_stopping repetition_penalty no_repeat_ngram_size eos_token_id suppress_tokens "
+        "begin_suppress_tokens bad_words_ids stop_strings tokenizer stopping_criteria logits_processor streamer "
+        "use_cache max_time renormalize_logits exponential_decay_length_penalty forced_eos_token_id"
+    ).split()
 )
 
 
