@@ -81,12 +81,16 @@ def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per
 @contextmanager
 def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
     """No dropout inside (and no activation checkpointing, which would switch the KV cache off)."""
-    training = vlm.training
-    vlm.eval()
+    training = [module for module in vlm.modules() if module.training]
+    if training:
+        vlm.eval()
     try:
         yield
     finally:
-        vlm.train(training)
+        for module in training:
+            module.training = True
+        if training:
+            vlm.memory.forget()
 
 
 def prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
