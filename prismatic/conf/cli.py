@@ -21,7 +21,7 @@ import yaml
 from draccus.help_formatter import SimpleHelpFormatter
 from draccus.utils import DraccusException
 
-from prismatic.conf.help import choice_fields, teach
+from prismatic.conf.help import choice_fields, comments_as_help, teach
 from prismatic.registry import import_plugins, unknown_id_message
 
 C = TypeVar("C")
@@ -64,7 +64,8 @@ def parse(config_class: type[C], args: Sequence[str] | None = None, prog: str | 
     plugins = _value_of(argv, "--plugins")
     if plugins:
         import_plugins(plugins)
-    parser = draccus.argparsing.ArgumentParser(config_class, formatter_class=_Formatter, prog=prog)
+    with comments_as_help():
+        parser = draccus.argparsing.ArgumentParser(config_class, formatter_class=_Formatter, prog=prog)
     _check_ids(parser.parser, argv)
     if "--help" in argv or "-h" in argv:
         chosen = {name: _value_of(argv, f"--{name}.type") for name in choice_fields(config_class)}
