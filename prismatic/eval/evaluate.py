@@ -122,7 +122,7 @@ def _answer_all(
     """Answered rows in the order of the records, and what could not be read."""
     task = TASKS.get(cfg.task)
     options = {"max_new_tokens": cfg.max_new_tokens, "num_beams": cfg.num_beams}
-    rows: list[Row] = []
+    rows: dict[int, Row] = {}
     skipped: list[Skip] = []
     batches = read_batches(
         records,
@@ -137,9 +137,9 @@ def _answer_all(
             _check_skips(cfg, skipped, len(records))
             questions = [row for row in batch if isinstance(row, Question)]
             answers = task.answer(vlm, questions, options) if questions else []
-            rows += [_row(q, answer, media_root) for q, answer in zip(questions, answers, strict=True)]
+            rows |= {q.index: _row(q, answer, media_root) for q, answer in zip(questions, answers, strict=True)}
             progress.update(len(batch))
-    return rows, skipped
+    return [rows[index] for index in sorted(rows)], sorted(skipped, key=lambda skip: skip.index)
 
 
 def _row(question: Question, answer: Row, media_root: Path) -> Row:
