@@ -91,7 +91,8 @@ class Trainer:
             self.stage.train_strategy,
             mixed_precision=cfg.model.enable_mixed_precision_training,
             reduce_fp32=cfg.model.reduce_in_full_precision,
-            checkpoint_activations=cfg.model.enable_gradient_checkpointing,
+            recompute=cfg.model.recompute,
+            compile_blocks=cfg.model.compile,
         )
         self.optimizer = build_optimizer(self.vlm, self.stage)
         self.total_steps = self._total_steps()
