@@ -9,7 +9,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ class RawRow:
     number: int
     columns: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+
+
+def require_files(paths: Iterable[Path]) -> None:
+    """Raises AnnotationError for the first that is not there; what is in the others is not looked at."""
+    for path in paths:
+        if path.is_dir():
+            raise AnnotationError(f"annotation file {path} is a folder; pass {_COMPONENTS}")
+        if not path.exists():
+            raise AnnotationError(_missing(path))
 
 
 def read_rows(path: Path, seed: int) -> Iterator[RawRow]:
@@ -81,16 +90,19 @@ def sample_rows(rows: list[RawRow], strategy: str, seed: str, path: Path) -> lis
     return [rows[index] for index in chosen]
 
 
+def _missing(path: Path) -> str:
+    return (
+        f"annotation file {path} does not exist; pass {_COMPONENTS}, or make the files of a known dataset with "
+        "`python scripts/preprocess.py --dataset_id ID`"
+    )
+
+
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise AnnotationError(f"annotation file {path} is a folder; pass {_COMPONENTS}")
+    require_files([path])
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise AnnotationError(
-            f"annotation file {path} does not exist; pass {_COMPONENTS}, or make the files of a known dataset with "
-            "`python scripts/preprocess.py --dataset_id ID`"
-        ) from error
+        raise AnnotationError(_missing(path)) from error
     except OSError as error:
         raise AnnotationError(f"annotation file {path} cannot be read: {error.strerror}") from error
     try:

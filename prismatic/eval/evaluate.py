@@ -32,7 +32,7 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     """The rows that `evaluate` will be asked about. Everything that can be wrong with the input is said here, before
     a model is loaded: raises ValueError for settings, an unknown task or metric, and rows that the task cannot use.
     """
-    cfg.dataset.validate()
+    cfg.validate()
     if cfg.dataset.weave.enabled:
         raise ValueError(
             "--dataset.weave.videos_per_example weaves while training; rows to evaluate on are made once, with "
@@ -43,12 +43,6 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     DECODERS.get(cfg.dataset.decoder)
     if cfg.dataset.metric:
         METRICS.get(cfg.dataset.metric)
-    if not cfg.model_path:
-        raise ValueError("--model_path is needed: a run folder, a checkpoint file, or a model id")
-    for name in ("num_frames", "limit", "batch_size", "max_new_tokens", "num_beams"):
-        value = getattr(cfg, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
     annotations, media_root = cfg.dataset.components("finetune")
     # Several files are several weaves of the same clips, one an epoch: the first one holds them all.
     records = list(load_records(annotations[0], media_root)[: cfg.limit])
