@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -239,8 +240,7 @@ class ModelConfig(draccus.ChoiceRegistry):
         if not 0 <= cfg.warmup_ratio <= 1:
             raise ValueError(f"{prefix}warmup_ratio must be between 0 and 1, got {cfg.warmup_ratio}")
         self._validate_optimization(cfg, prefix)
-        if not cfg.learning_rate > 0 or not cfg.max_grad_norm > 0:
-            raise ValueError(f"{prefix}learning_rate and {prefix}max_grad_norm must be greater than 0")
+        _check_rates(cfg, prefix)
         step = cfg.per_device_batch_size * world_size
         if cfg.global_batch_size % step:
             raise ValueError(
@@ -248,3 +248,11 @@ class ModelConfig(draccus.ChoiceRegistry):
                 f"{cfg.per_device_batch_size} x {world_size} process(es) = {step}; for example pass "
                 f"{prefix}global_batch_size {max(1, cfg.global_batch_size // step) * step}"
             )
+
+
+def _check_rates(cfg: StageConfig, prefix: str) -> None:
+    for name in ("learning_rate", "max_grad_norm"):
+        if not 0 < getattr(cfg, name) < math.inf:
+            raise ValueError(f"{prefix}{name} must be a number greater than 0, got {getattr(cfg, name)}")
+    if not 0 <= cfg.weight_decay < math.inf:
+        raise ValueError(f"{prefix}weight_decay must be 0 or more, got {cfg.weight_decay}")

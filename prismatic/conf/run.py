@@ -232,6 +232,16 @@ class EvaluateConfig:
     hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
     plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated
 
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work."""
+        if not self.model_path:
+            raise ValueError("--model_path is needed: a run folder, a checkpoint file, or a model id")
+        for name in ("num_frames", "limit", "batch_size", "max_new_tokens", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        self.dataset.validate()
+
 
 @dataclass
 class PreprocessConfig:

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,15 @@ OpenLarge = Callable[[Path, Names], "Sequence[RawRow] | None"]
 def raw_row(value: Any, path: Path, number: int, names: Names) -> RawRow:
     """Row `number` (from 0) of a file."""
     return RawRow(value, f"{path}, row {number + 1}", number, names.columns, names.tags)
+
+
+def require_files(paths: Iterable[Path]) -> None:
+    """Raises AnnotationError for the first that is not there; what is in the others is not looked at."""
+    for path in paths:
+        if path.is_dir():
+            raise AnnotationError(f"annotation file {path} is a folder; pass {_COMPONENTS}")
+        if not path.exists():
+            raise AnnotationError(_missing(path))
 
 
 def read_rows(path: Path, seed: int) -> Iterator[RawRow]:
@@ -148,16 +157,19 @@ def sample_places(total: int, strategy: str, seed: str, path: Path) -> range | l
     return sorted(random.Random(seed).sample(range(total), count))
 
 
+def _missing(path: Path) -> str:
+    return (
+        f"annotation file {path} does not exist; pass {_COMPONENTS}, or make the files of a known dataset with "
+        "`python scripts/preprocess.py --dataset_id ID`"
+    )
+
+
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise AnnotationError(f"annotation file {path} is a folder; pass {_COMPONENTS}")
+    require_files([path])
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise AnnotationError(
-            f"annotation file {path} does not exist; pass {_COMPONENTS}, or make the files of a known dataset with "
-            "`python scripts/preprocess.py --dataset_id ID`"
-        ) from error
+        raise AnnotationError(_missing(path)) from error
     except OSError as error:
         raise AnnotationError(f"annotation file {path} cannot be read: {error.strerror}") from error
     try:

@@ -177,8 +177,15 @@ def _by_segment(
     return _loop(module, query, key, value, attention_mask, options), None
 
 
-# A graph per number and length of examples would be compiled anew for each batch.
-@torch.compiler.disable
+@lru_cache(maxsize=1)
+def keep_out_of_graphs() -> None:
+    """To be called before layers are compiled: the loop over examples is not to be, which would be a graph for every
+    number and length of them. Not said where it is defined: that alone imports the whole compiler, for seconds.
+    """
+    global _loop
+    _loop = torch.compiler.disable(_loop)
+
+
 def _loop(
     module: nn.Module,
     query: torch.Tensor,
