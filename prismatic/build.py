@@ -15,8 +15,11 @@ from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
 from prismatic.data.annotations import load_records
-from prismatic.data.dataset import ClipDataset, MediaReader
+from prismatic.data.dataset import ClipDataset
+from prismatic.data.feature_cache import FeatureCache
+from prismatic.data.feature_cache_reader import CachedReader
 from prismatic.data.loader import StepLoader
+from prismatic.data.media import reader_of
 from prismatic.data.pack import collate
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
@@ -29,6 +32,7 @@ from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.start import add_adapters, read_start, start_from
+from prismatic.train.features import FeatureRun, cache_of
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
@@ -64,7 +68,8 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     del start
     add_adapters(vlm, cfg)
     vlm.freeze(cfg.stage)
-    loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
+    cache = cache_of(cfg, vlm.trainable_modules())
+    loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world, cache=cache)
     return Trainer(
         cfg,
         vlm,
@@ -73,6 +78,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
         world=world,
         run_dir=run_dir,
         frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
+        features=FeatureRun(cfg, cache, train_records, val_records) if cache else None,
     )
 
 
@@ -174,10 +180,11 @@ def build_loader(
     vlm: PrismaticVLM,
     world: World,
     train: bool,
+    cache: FeatureCache | None = None,
 ) -> StepLoader:
     """Batches of one dataset for this process, in an order that depends on the seed alone."""
     stage = cfg.model.stage(cfg.stage)
-    dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
+    dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train, cache=cache)
     dataset.check()
     return StepLoader(
         dataset,
@@ -200,21 +207,17 @@ def build_dataset(
     cfg: PretrainConfig,
     vlm: PrismaticVLM,
     train: bool,
+    cache: FeatureCache | None = None,
 ) -> ClipDataset:
-    """The examples of one dataset, as this model is trained on them."""
+    """The examples of one dataset, as this model is trained on them. cache: used if `data` asks for one."""
     tokenizer = vlm.llm_backbone.tokenizer
     caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
+    augmentations = data.augmentations if train else ()
+    spec = vlm.vision_backbone.image_spec
+    read = reader_of(data, cfg.model.num_frames, spec, vlm.resize_strategy, augmentations)
     return ClipDataset(
         records,
-        read=MediaReader(
-            num_frames=cfg.model.num_frames,
-            sampler=data.sampler,
-            decoder=data.decoder,
-            short_clips=data.short_clips,
-            image_spec=vlm.vision_backbone.image_spec,
-            resize_strategy=vlm.resize_strategy,
-            augmentations=data.augmentations if train else (),
-        ),
+        read=read,
         # The align stage learns captions alone: no question in front of them.
         template=caption if cfg.stage == "align" else vlm.template,
         tokenizer=tokenizer,
@@ -226,6 +229,7 @@ def build_dataset(
         seed=cfg.seed,
         on_error=data.on_error,
         train=train,
+        features=CachedReader(read, cache) if cache is not None and data.feature_cache is not None else None,
     )
 
 

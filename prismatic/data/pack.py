@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prismatic.types import IGNORE_INDEX, Batch, Example
+from prismatic.types import IGNORE_INDEX, Batch, CachedFeatures, Example
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) -> Batch:
@@ -38,6 +38,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
             position_ids[row, start:] = torch.arange(capacity - start)
             start = end
     ordered = [examples[index] for members in rows for index in members]
+    cached = [example.cache for example in ordered if example.cache is not None]
     return Batch(
         input_ids=input_ids,
         labels=labels,
@@ -48,6 +49,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         ids=tuple(example.id for example in ordered),
         useful=sum(len(example) for example in ordered),
         skipped=tuple(skip for example in ordered for skip in example.skipped),
+        cache=CachedFeatures.join(cached) if cached else None,
     )
 
 

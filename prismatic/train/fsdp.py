@@ -57,6 +57,7 @@ def shard(
     mixed_precision: bool,
     reduce_fp32: bool,
     checkpoint_activations: bool,
+    whole_vision: bool = False,
 ) -> PrismaticVLM:
     """Shard `vlm` in place over all processes and return it. Its stage must be frozen and its weights loaded.
 
@@ -66,6 +67,8 @@ def shard(
             weights below adapters) in bf16. A CPU always computes in fp32.
         reduce_fp32: with mixed precision, sum gradients over processes in fp32 instead of bf16.
         checkpoint_activations: recompute the LLM's layers in the backward pass.
+        whole_vision: every process keeps the whole (frozen) vision tower. With a feature cache one process may need it
+            where another does not, and a sharded tower makes them wait for each other for ever.
     """
     row = STRATEGIES.get(strategy)
     bf16 = mixed_precision and world.device.type == "cuda"
@@ -79,11 +82,13 @@ def shard(
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
     mesh = _mesh(world, row)
-    for unit in vlm.fsdp_units():
+    whole = vlm.vision_backbone.to(world.device) if whole_vision else None
+    for unit in [unit for unit in vlm.fsdp_units() if unit is not whole]:
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=row.reshard_after_forward)
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
-    fully_shard(vlm, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    ignored = set(whole.parameters()) if whole is not None else None
+    fully_shard(vlm, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=ignored)
     return vlm
 
 

@@ -77,7 +77,7 @@ class Stepper:
         """Gradients of the mean loss over `label_tokens`, accumulated in the parameters."""
         losses = self._accumulate(batches, label_tokens)
         norm = self._norm()
-        numbers = [sum(losses), sum(b.useful for b in batches), sum(len(b.frames) for b in batches)]
+        numbers = [sum(losses), sum(b.useful for b in batches), sum(sum(b.frames_per_medium) for b in batches)]
         loss_sum, tokens, frames, *stops = dist.all_reduce_sum([*numbers, *self.signals.counts()])
         return Gradients(losses, loss_sum / label_tokens, norm, int(tokens), int(frames), exit_code(stops))
 

@@ -22,6 +22,7 @@ from prismatic.models.llm.lora import has_adapter
 from prismatic.train import checkpoint, folder, fsdp, narration, weights
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
+from prismatic.train.features import FeatureRun
 from prismatic.train.metrics import Metrics
 from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
 from prismatic.train.seeding import seed_step
@@ -64,6 +65,7 @@ class Trainer:
 
     Args:
         frozen_modules: frozen modules of `vlm` whose weights no id can bring back (random ones); they are saved once.
+        features: the feature cache of the frozen vision tower, when there is one.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Trainer:
         run_dir: Path,
         *,
         frozen_modules: Sequence[str] = (),
+        features: FeatureRun | None = None,
     ) -> None:
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
@@ -92,7 +95,9 @@ class Trainer:
             mixed_precision=cfg.model.enable_mixed_precision_training,
             reduce_fp32=cfg.model.reduce_in_full_precision,
             checkpoint_activations=cfg.model.enable_gradient_checkpointing,
+            whole_vision=features is not None,
         )
+        self.features = features
         self.optimizer = build_optimizer(self.vlm, self.stage)
         self.total_steps = self._total_steps()
         self.at = Position()
@@ -124,6 +129,8 @@ class Trainer:
                 if dist.rank_zero():
                     narration.nothing_to_do(self)
                 return 0
+            if self.features is not None:
+                self.features.start(self.vlm, self.world)
             stage, began = self.stage, time.perf_counter()
             self.schedule = build_schedule(
                 self.optimizer, stage.lr_scheduler_type, self.total_steps, stage.warmup_ratio, self.at.step
@@ -136,6 +143,8 @@ class Trainer:
             finally:
                 if self.metrics is not None:
                     self.metrics.close()
+                if self.features is not None:
+                    self.features.close()
         if dist.rank_zero():
             narration.summary(self, code, self.at.step - first_step, time.perf_counter() - began)
         return code
@@ -152,6 +161,8 @@ class Trainer:
         if counts.exit_code is not None:
             return counts.exit_code
         self.skips.add(batches, counts.examples, counts.skipped)
+        if self.features is not None:
+            self.features.add(batches)
         if not counts.label_tokens:
             raise TrainingError(narration.nothing_to_learn(self, batches))
         seed_step(self.cfg.seed, self.at.step, self.world.rank)
@@ -238,6 +249,8 @@ class Trainer:
             if code is not None:
                 return code
         self.skips.check()
+        if self.features is not None:
+            self.features.end_epoch(self.at.epoch)
         code = self.validate()
         if code is not None:
             return code
