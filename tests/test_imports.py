@@ -28,6 +28,7 @@ LAYERS = {
     "export": 4,
     "build": 5,
     "load": 6,
+    "features": 6,
     "preview": 6,
     "estimate": 4,
     "start": 4,

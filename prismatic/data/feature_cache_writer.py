@@ -38,6 +38,11 @@ class FeatureWriter:
         """Precision that features are kept in."""
         return self.cache.torch_dtype
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing more can be kept."""
+        return self._closed
+
     def keep(self, keys: Sequence[str], clips: Sequence[torch.Tensor]) -> None:
         """Take the features [T, P, Dv] of clips over, for the disk; a key "" is not kept. They are copied here."""
         if self._closed:

@@ -31,7 +31,6 @@ class Timing:
     live: float
     fill: float
     read: float
-    cached: int
 
     @property
     def break_even(self) -> float:
@@ -40,11 +39,18 @@ class Timing:
 
 
 def estimate(
-    reader: CachedReader, tower: nn.Module, media: Sequence[Medium], device: torch.device, epochs: int
+    reader: CachedReader,
+    tower: nn.Module,
+    media: Sequence[Medium],
+    device: torch.device,
+    *,
+    total: int,
+    epochs: int | None,
 ) -> list[str]:
     """Lines that say what the features of `media` take on disk, what an epoch saves, and when it has paid.
 
-    media: distinct clips. The cache is bound already. Broken clips are left out here: they are reported when read.
+    media: distinct clips, all or some. total: about how many there are. epochs: of this run; None when it trains
+    nothing. The cache is bound already. Broken clips are left out here: they are reported when read.
     """
     cache = reader.cache
     there = cache.num_entries()
@@ -55,30 +61,34 @@ def estimate(
         return [*lines, f"          what it saves cannot be measured: {error.strerror or error}"]
     if timing is None:
         return [*lines, "          what it saves cannot be measured: no clip of those tried can be read"]
-    needed, free = timing.size * len(media), shutil.disk_usage(cache.root).free
-    lines[0] += f"; {len(media):,} clips x {_bytes(timing.size)} = {_bytes(needed)} (disk free {_bytes(free)})"
+    needed, free = timing.size * total, shutil.disk_usage(cache.root).free
+    about = "" if total == len(media) else "up to "
+    lines[0] += (
+        f"; {about}{total:,} clips x {size_text(timing.size)} = {size_text(needed)} (disk free {size_text(free)})"
+    )
     used = cache.size.usage()[0]
     missing = max(0.0, needed - there * timing.size)
     if cache.limit is not None and used + missing > cache.limit:
         room = max(0, int((cache.limit - used) // timing.size))
         lines.append(
-            f"          the limit of {_bytes(cache.limit)} ({_bytes(used)} used) has room for {room:,} clips more; the "
-            "others are decoded and encoded each time"
+            f"          the limit of {size_text(cache.limit)} ({size_text(used)} used) has room for {room:,} clips more; "
+            "the others are decoded and encoded each time"
         )
     elif missing > free:
         lines.append("          the disk has no room for all: when it is full, the others are encoded each time")
-    saved = (timing.live - timing.read) * len(media)
+    saved = (timing.live - timing.read) * total
     lines.append(
         f"          a clip takes {_seconds(timing.live)} to decode and encode, {_seconds(timing.read)} to read back "
         f"({timing.clips} measured, one process): {_seconds(max(0.0, saved))} less an epoch"
     )
     if saved <= 0:
         lines.append("          reading is not faster here: leave --dataset.feature_cache out")
-    elif timing.cached < timing.clips:
-        text = (
+    elif there < total:
+        later = "; this run has one, so only later runs gain" if epochs == 1 else ""
+        lines.append(
             f"          filling adds {_seconds(timing.fill)} a clip once, paid for after {timing.break_even:.2f} epochs"
+            f"{later}"
         )
-        lines.append(text + ("; this run has one, so only later runs gain" if epochs == 1 else ""))
     return lines
 
 
@@ -89,7 +99,7 @@ def measure(reader: CachedReader, tower: nn.Module, media: Sequence[Medium], dev
     """
     step = max(1, len(media) // MEASURED)
     probe = reader.cache.root / "partial" / f"measured-{os.uname().nodename}-{os.getpid()}"
-    rows: list[tuple[float, float, float, float, bool]] = []
+    rows: list[tuple[float, float, float, float]] = []
     for number, medium in enumerate([media[0], *media[::step][:MEASURED]] if media else []):
         try:
             row = _measure_one(reader, tower, medium, device, probe)
@@ -104,13 +114,13 @@ def measure(reader: CachedReader, tower: nn.Module, media: Sequence[Medium], dev
     if not rows:
         return None
     means = [sum(values) / len(rows) for values in zip(*rows, strict=True)]
-    return Timing(len(rows), *means[:4], cached=sum(row[4] for row in rows))
+    return Timing(len(rows), *means)
 
 
 def _measure_one(
     reader: CachedReader, tower: nn.Module, medium: Medium, device: torch.device, probe: Path
-) -> tuple[float, float, float, float, bool]:
-    """(bytes, live, fill, read) of one clip, and whether the cache has it."""
+) -> tuple[float, float, float, float]:
+    """(bytes, live, fill, read) of one clip."""
     key = "0" * 40
     dtype = reader.cache.torch_dtype
 
@@ -132,8 +142,7 @@ def _measure_one(
         return read_entry(probe, key)
 
     seconds_read, _ = _timed(read)
-    there = reader.clip(medium).features is not None
-    return entry_bytes(tuple(features.shape), dtype), seconds_live, seconds_fill, seconds_read, there
+    return entry_bytes(tuple(features.shape), dtype), seconds_live, seconds_fill, seconds_read
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -150,7 +159,8 @@ def _drop(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _bytes(size: float) -> str:
+def size_text(size: float) -> str:
+    """A number of bytes to read."""
     for unit, name in ((GB, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"

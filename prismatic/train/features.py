@@ -20,13 +20,15 @@ from prismatic.data.media import reader_of
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.vision.fingerprint import fingerprint
-from prismatic.train.feature_estimate import estimate
+from prismatic.train.feature_estimate import estimate, size_text
 from prismatic.types import Batch, ImageSpec, Medium, Record
 
 if TYPE_CHECKING:
     from prismatic.models.vlm import PrismaticVLM
 
 log = logging.getLogger(__name__)
+
+LISTED_ROWS = 20_000  # looked at for the figure of what is saved; less than a second
 
 
 def recipe(tower: nn.Module, backbone_id: str, spec: ImageSpec, resize_strategy: str) -> dict[str, Any]:
@@ -61,10 +63,18 @@ def open_cache(data: DatasetConfig, stage: str) -> FeatureCache:
     return FeatureCache(data.feature_cache, data.feature_cache_dtype, limit)
 
 
-def distinct_media(records: Sequence[Sequence[Record]], epochs: int) -> list[Medium]:
-    """Every clip of the rows of `epochs` epochs once, in the order of first appearance."""
-    passes = range(epochs if isinstance(records, WovenEpochs) else min(epochs, len(records)))
-    return list(dict.fromkeys(medium for epoch in passes for record in records[epoch] for medium in record.media))
+def distinct_media(records: Sequence[Sequence[Record]], epochs: int, every: int = 1) -> list[Medium]:
+    """The clips of every so manieth row of `epochs` epochs, each once, in the order of first appearance."""
+    rows = (records[epoch][i] for epoch in _passes(records, epochs) for i in range(0, len(records[epoch]), every))
+    return list(dict.fromkeys(medium for record in rows for medium in record.media))
+
+
+def some_media(records: Sequence[Sequence[Record]], epochs: int) -> tuple[list[Medium], int]:
+    """(distinct clips of up to LISTED_ROWS rows, number of distinct clips or, of more rows, a bound from above)."""
+    rows = sum(len(records[epoch]) for epoch in _passes(records, epochs))
+    every = -(-rows // LISTED_ROWS)
+    media = distinct_media(records, epochs, every)
+    return media, len(media) * every
 
 
 class FeatureRun:
@@ -95,8 +105,9 @@ class FeatureRun:
         if dist.rank_zero() and data is not None:
             epochs = self.cfg.model.stage(self.cfg.stage).epochs
             read = reader_of(data, self.cfg.model.num_frames, tower.image_spec, vlm.resize_strategy)
-            media = distinct_media(self._records, epochs)
-            for line in estimate(CachedReader(read, self.cache), tower, media, world.device, epochs):
+            media, total = some_media(self._records, epochs)
+            reader = CachedReader(read, self.cache)
+            for line in estimate(reader, tower, media, world.device, total=total, epochs=epochs):
                 log.info(line)
 
     def add(self, batches: Iterable[Batch]) -> None:
@@ -114,13 +125,17 @@ class FeatureRun:
         self._counts, writer.stored, writer.added = [0, 0, 0], 0, 0
         if dist.rank_zero() and found + computed:
             text = f"Features of epoch {epoch + 1}: {found:.0f} of {found + computed:.0f} clips out of the cache"
-            text += f", {stored:.0f} added ({added / GB:.3g} GB)" if stored else ""
+            text += f", {stored:.0f} added ({size_text(added)})" if stored else ""
             text += f", {damaged:.0f} damaged entries computed again" if damaged else ""
             log.info(text)
 
     def close(self) -> None:
         """Wait for the disk."""
         self.writer.flush()
+
+
+def _passes(records: Sequence[Sequence[Record]], epochs: int) -> range:
+    return range(epochs if isinstance(records, WovenEpochs) else min(epochs, len(records)))
 
 
 def _caching(cfg: PretrainConfig) -> DatasetConfig | None:

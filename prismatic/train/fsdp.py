@@ -75,7 +75,7 @@ def shard(
     if mixed_precision and not bf16:
         log.info("A CPU computes in fp32: --model.enable_mixed_precision_training has no effect on it")
     if bf16:
-        _cast_frozen(vlm, torch.bfloat16)
+        cast_frozen(vlm, torch.bfloat16)
     if checkpoint_activations:
         _checkpoint_layers(vlm.llm_backbone.layers)
     policy = MixedPrecisionPolicy()
@@ -114,7 +114,8 @@ def _mesh(world: World, row: Strategy) -> DeviceMesh:
     return init_device_mesh(kind, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
-def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+def cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+    """Turn the frozen children of `vlm` (and the LLM's own weights below adapters) into `dtype`."""
     # Only whole frozen modules: FSDP wants one dtype among the trainable weights of a unit, and a frozen weight inside
     # a trained module may be thawed later. Batch statistics follow their weights; buffers that are not saved stay as
     # they are: rotary frequencies in bf16 would blur the positions.
