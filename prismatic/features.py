@@ -32,7 +32,7 @@ from prismatic.dist import World
 from prismatic.models.checkpoints import apply_weights
 from prismatic.models.vision.zoo import build_vision
 from prismatic.start import read_start
-from prismatic.train.feature_estimate import estimate, size_text
+from prismatic.train.feature_estimate import amount, estimate
 from prismatic.train.features import distinct_media, open_cache, recipe
 from prismatic.train.fsdp import cast_frozen
 from prismatic.types import Medium
@@ -156,7 +156,7 @@ def _broken(run: PretrainConfig, text: str, outcome: Outcome) -> None:
 
 def _summary(cache: FeatureCache, total: int, counts: Sequence[int], seconds: float) -> str:
     found, encoded, damaged, broken, refused, added = counts
-    parts = [f"{found:,} were there", f"{encoded:,} encoded ({size_text(added)} added)"]
+    parts = [f"{found:,} were there", f"{encoded:,} encoded ({amount(added)} added)"]
     parts += [f"{damaged:,} of them in the place of damaged entries"] if damaged else []
     parts += [f"{broken:,} broken and left out"] if broken else []
     parts += [f"{refused:,} not kept"] if refused else []

@@ -63,15 +63,13 @@ def estimate(
         return [*lines, "          what it saves cannot be measured: no clip of those tried can be read"]
     needed, free = timing.size * total, shutil.disk_usage(cache.root).free
     about = "" if total == len(media) else "up to "
-    lines[0] += (
-        f"; {about}{total:,} clips x {size_text(timing.size)} = {size_text(needed)} (disk free {size_text(free)})"
-    )
+    lines[0] += f"; {about}{total:,} clips x {amount(timing.size)} = {amount(needed)} (disk free {amount(free)})"
     used = cache.size.usage()[0]
     missing = max(0.0, needed - there * timing.size)
     if cache.limit is not None and used + missing > cache.limit:
         room = max(0, int((cache.limit - used) // timing.size))
         lines.append(
-            f"          the limit of {size_text(cache.limit)} ({size_text(used)} used) has room for {room:,} clips more; "
+            f"          the limit of {amount(cache.limit)} ({amount(used)} used) has room for {room:,} clips more; "
             "the others are decoded and encoded each time"
         )
     elif missing > free:
@@ -159,7 +157,7 @@ def _drop(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def size_text(size: float) -> str:
+def amount(size: float) -> str:
     """A number of bytes to read."""
     for unit, name in ((GB, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:

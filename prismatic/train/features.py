@@ -20,7 +20,7 @@ from prismatic.data.media import reader_of
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.vision.fingerprint import fingerprint
-from prismatic.train.feature_estimate import estimate, size_text
+from prismatic.train.feature_estimate import amount, estimate
 from prismatic.types import Batch, ImageSpec, Medium, Record
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class FeatureRun:
         self._counts, writer.stored, writer.added = [0, 0, 0], 0, 0
         if dist.rank_zero() and found + computed:
             text = f"Features of epoch {epoch + 1}: {found:.0f} of {found + computed:.0f} clips out of the cache"
-            text += f", {stored:.0f} added ({size_text(added)})" if stored else ""
+            text += f", {stored:.0f} added ({amount(added)})" if stored else ""
             text += f", {damaged:.0f} damaged entries computed again" if damaged else ""
             log.info(text)
 
