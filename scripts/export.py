@@ -11,6 +11,7 @@ from prismatic.conf.run import ExportConfig
 def main() -> None:
     """Parse and call."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
     cfg = cli.parse(ExportConfig)
     cfg.validate()
 

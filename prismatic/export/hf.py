@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 # Families whose head is one matrix behind the body, as in LLaVA's class; each is tested.
 TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text")
 
+PUBLISHED_NAMES = {
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+"""Beginnings of the names of weights in Transformers' LLaVA class, and in checkpoints such as llava-1.5-7b-hf."""
+
 
 @dataclass(frozen=True)
 class HFExport:
@@ -61,9 +69,35 @@ def write(vlm: PrismaticVLM, export: HFExport, folder: Path, *, name: str, dtype
     """Write the folder. name: of the model, for its card. dtype: of the weights; `vlm` must have it already."""
     model = build_model(vlm, export, dtype)
     model.generation_config = _generation_config(vlm, export)
-    model.save_pretrained(folder)
+    if export.tower.kind == "fastvit":
+        model.save_pretrained(folder)
+    else:
+        _save_llava(model, folder)
     export.processor.processor.save_pretrained(folder)
     write_card(folder, vlm, export, name=name)
+
+
+def _save_llava(model: PreTrainedModel, folder: Path) -> None:
+    """What `save_pretrained` writes, with the names of weights of the published LLaVA checkpoints.
+
+    Transformers 5 leaves `vision_model.` out when it saves (and reads both); vLLM and Transformers 4 know no other.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    state = {}
+    for key, value in model.state_dict().items():
+        if key == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        for ours, published in PUBLISHED_NAMES.items():
+            if key.startswith(ours):
+                key = published + key.removeprefix(ours)
+                break
+        # Queries, keys and values of a timm tower are parts of one tensor, which no file takes apart.
+        state[key] = value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_torch_state_dict(state, folder, metadata={"format": "pt"})
 
 
 def build_model(vlm: PrismaticVLM, export: HFExport, dtype: torch.dtype) -> PreTrainedModel:

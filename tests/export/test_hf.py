@@ -99,6 +99,16 @@ print(processor.decode(ids, skip_special_tokens=True).strip().encode())
     assert done.stdout.strip() == repr(vlm.generate(frames, builder.get_prompt(), max_new_tokens=20).encode())
 
 
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_weights_have_the_names_of_published_llava_checkpoints(make_vlm, tower: str, tmp_path: Path) -> None:
+    _export(make_vlm("llama", tower), tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    beginnings = ("vision_tower.vision_model.", "multi_modal_projector.linear_", "language_model.model.layers.")
+    others = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight", "language_model.model.norm.")
+    assert all(name.startswith((*beginnings, *others)) for name in names)
+    assert all(any(name.startswith(beginning) for name in names) for beginning in (*beginnings, *others))
+
+
 def _tamper_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)

@@ -6,14 +6,17 @@ soft-capping, scaled embeddings) stay inside the family's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from prismatic.models.llm.attention import OURS, borders_of, packed
 from prismatic.models.llm.lora import adapter_parameters
 from prismatic.models.llm.rope import context_length, rope_factor
 from prismatic.models.rotary import KeepsFrequencies
@@ -29,6 +32,9 @@ SEPARATES_BY_POSITION = frozenset(
 )
 """Families in which attention stops where positions restart (each is tested). Others, such as ALiBi and state-space
 models, let packed examples see each other without a word, so their rows are taken apart first."""
+
+HEAD_ROWS = 1024
+"""Positions whose logits exist at a time: 0.5 GB in fp32 for a vocabulary of 128 000. More are taken in chunks."""
 
 
 class HFCausalLM(KeepsFrequencies):
@@ -85,37 +91,70 @@ class HFCausalLM(KeepsFrequencies):
 
         embeds: [B, S, D]. position_ids: int64 [B, S] where rows hold several examples, else None; no attention crosses
         a restart of the positions. places: int64 [L], where in the flattened [B S] the hidden states stand that
-        predict targets [L]. The head is applied at these places only.
+        predict targets [L]. The head is applied at these places only, to HEAD_ROWS at a time.
         """
-
+        borders = None
         if position_ids is not None:
+            borders = self._borders(position_ids)
             embeds, position_ids, places = self._separate(embeds, position_ids, places)
-        gathered = False
+        whole = len(places) <= HEAD_ROWS
+        body: Any = None
+        hidden = embeds
 
         def gather(module: nn.Module, inputs: Any, output: Any) -> Any:
-            nonlocal gathered
-            gathered = True
-            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[places][None]
-            return output
+            nonlocal body, hidden
+            body, hidden = output, output.last_hidden_state.flatten(0, 1)[places]  # [L, D]
+            return _with_hidden(output, hidden if whole else hidden[:0])
 
         # Gathered between the body and the head, so that the family's own head code (soft-capping, logit scales) sees
         # just L positions. No 2-D mask: with one, Transformers stops separating packed examples by their positions.
         hook = self.llm.base_model.register_forward_hook(gather)
         try:
             positions = {} if position_ids is None else {"position_ids": position_ids}
-            output = self.llm(inputs_embeds=embeds, use_cache=False, return_dict=True, **positions)
+            with packed(borders):
+                output = self.llm(inputs_embeds=embeds, use_cache=False, return_dict=True, **positions)
         finally:
             hook.remove()
+        if body is not None and not whole:
+            return self._chunked_losses(_with_hidden(body, None), hidden, targets)
         # A family whose head does not go through its base model's forward (OPT) has computed all logits.
-        logits = output.logits[0] if gathered else output.logits.flatten(0, 1)[places]
+        logits = output.logits[0] if body is not None else output.logits.flatten(0, 1)[places]
         return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _chunked_losses(self, body: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of losses of hidden states [L, D]; logits of one chunk exist at a time, and anew in the backward pass.
+
+        body: what the base model's forward returned, without its hidden states.
+        """
+
+        def losses(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+            with _standing_in(self.llm.base_model, _with_hidden(body, rows)):
+                logits = self.llm(inputs_embeds=rows[None], use_cache=False, return_dict=True).logits[0]
+            return F.cross_entropy(logits.float(), wanted, reduction="sum")
+
+        chunks = zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.stack([losses(*chunk) for chunk in chunks]).sum()
+        sums = [checkpoint(losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return torch.stack(sums).sum()
+
+    @property
+    def _one_row(self) -> bool:
+        """Whether packed examples must lie in one row: so want our own attention, and Transformers' flash attention."""
+        name = self.llm.config._attn_implementation
+        return name in OURS.values() or "flash" in name
+
+    def _borders(self, position_ids: torch.Tensor) -> torch.Tensor | None:
+        """Borders of packed examples, where our own attention is told them; of [4, B, S], the first are the text's."""
+        if not self.separates or self.llm.config._attn_implementation not in OURS.values():
+            return None
+        return borders_of((position_ids if position_ids.ndim == 2 else position_ids[0]).flatten())
 
     def _separate(
         self, embeds: torch.Tensor, position_ids: torch.Tensor, places: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """The same packed rows in a form in which this model keeps examples apart."""
-        if self.separates and "flash" in self.llm.config._attn_implementation:
-            # Transformers looks for restarts only in a batch of one row when it calls flash attention.
+        if self.separates and self._one_row:
             return embeds.flatten(0, 1)[None], position_ids.flatten()[None], places
         if self.separates:
             return embeds, position_ids, places
@@ -131,6 +170,21 @@ class HFCausalLM(KeepsFrequencies):
         """Write tokenizer and configuration (no weights), from which `build_llm(tokenizer=folder)` builds the same."""
         self.tokenizer.save_pretrained(folder)
         self.llm.config.save_pretrained(folder)
+
+
+def _with_hidden(output: Any, hidden: torch.Tensor | None) -> Any:
+    """The output of a base model with other hidden states, [L, D] in one row, or none."""
+    return type(output)(**{**output, "last_hidden_state": None if hidden is None else hidden[None]})
+
+
+@contextmanager
+def _standing_in(module: nn.Module, output: Any) -> Iterator[None]:
+    """Inside, `module` computes nothing and returns `output`."""
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def _find_layers(llm: nn.Module) -> str:

@@ -44,8 +44,8 @@ class NativeLM(HFCausalLM):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         if position_ids.ndim == 2:
             return super()._separate(embeds, position_ids, places)
-        if "flash" in self.llm.config._attn_implementation:
-            # In one row, as flash attention wants it; the text positions tell where examples begin.
+        if self._one_row:
+            # The text positions tell where examples begin.
             return embeds.flatten(0, 1)[None], position_ids.flatten(1)[:, None], places
         return embeds, position_ids, places
 

@@ -68,6 +68,31 @@ def test_packed_equals_separate(model_type, tokenizer):
     assert float(packed) == pytest.approx(expected, abs=1e-3, rel=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "granite", "bloom", "opt", "qwen3_moe"])
+def test_chunks_of_the_head_change_neither_loss_nor_gradients(model_type, tokenizer, monkeypatch):
+    """Soft-capping (gemma2), scaled logits (cohere, granite), a head that is no layer of its own call (opt)."""
+    from prismatic.models.llm import hf_causal
+
+    found, rows = [], []
+    for chunk in (1024, 4):
+        monkeypatch.setattr(hf_causal, "HEAD_ROWS", chunk)
+        llm = small(model_type, tokenizer)
+        llm.llm.get_output_embeddings().register_forward_hook(lambda m, i, o: rows.append(o.shape[:-1].numel()))
+        ids = torch.randint(3, 290, (2, 14), generator=torch.Generator().manual_seed(1))
+        embeds = llm.embed(ids).detach().requires_grad_()
+        places = torch.tensor([1, 3, 4, 5, 9, 12, 15, 16, 20, 21, 26])
+        loss = llm.token_losses(embeds, None, places, ids.flatten()[places + 1])
+        loss.backward()
+        with torch.no_grad():
+            silent = llm.token_losses(embeds, None, places, ids.flatten()[places + 1])
+        assert float(silent) == pytest.approx(float(loss.detach()), rel=1e-6)
+        found.append([loss.detach(), embeds.grad, *[p.grad for p in llm.llm.parameters() if p.grad is not None]])
+        assert model_type == "opt" or max(rows) <= (11 if chunk > 4 else 4)
+        rows.clear()
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-4)
+
+
 def test_rows_taken_apart_keep_their_gradients(tokenizer):
     llm = small("bloom", tokenizer)
     embeds = torch.randn(1, 8, 32, requires_grad=True)
