@@ -30,6 +30,7 @@ from prismatic.data.loader import quiet_worker
 from prismatic.data.media import reader_of
 from prismatic.dist import World
 from prismatic.models.checkpoints import apply_weights
+from prismatic.models.linear import use_onednn
 from prismatic.models.vision.zoo import build_vision
 from prismatic.start import read_start
 from prismatic.train.feature_estimate import amount, estimate
@@ -96,6 +97,7 @@ def _tower(run: PretrainConfig, device: torch.device) -> Any:
         own = {key: value for key, value in weights.items() if key.startswith("vision_backbone.")}
         if own:
             apply_weights(holder, own, path)
+    use_onednn(holder)
     if run.model.enable_mixed_precision_training and device.type == "cuda":
         cast_frozen(holder, torch.bfloat16)
     return tower.to(device)
