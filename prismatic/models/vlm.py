@@ -15,6 +15,7 @@ from torch import nn
 from prismatic.models.aggregators import Aggregator
 from prismatic.models.features import FeatureKeeper, batch_features
 from prismatic.models.generation import generate_texts, score
+from prismatic.models.linear import use_onednn
 from prismatic.models.llm.hf_causal import HFCausalLM
 from prismatic.models.media import ClipReader, EncodedClip
 from prismatic.models.vision.base import VisionBackbone
@@ -73,6 +74,7 @@ class PrismaticVLM(nn.Module):
         self.layout = layout
         self.num_frames = num_frames
         self.resize_strategy = resize_strategy
+        use_onednn(self)
         self.feature_keeper: FeatureKeeper | None = None  # set by a run that trains with a feature cache
 
     @property

@@ -241,7 +241,7 @@ def test_samplers_that_draw_are_refused(tmp_path: Path, sampler: str) -> None:
 
 
 def test_augmentations_and_urls_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FeatureCacheError, match="--dataset.augmentations"):
+    with pytest.raises(FeatureCacheError, match=r"--dataset\.augmentations"):
         _reader(tmp_path, augmentations=("color-jitter",))
     with pytest.raises(FeatureCacheError, match="local files"):
         refuse_urls(MediaRoot("memory://bucket/videos").root)
