@@ -62,8 +62,9 @@ class SizeCount:
         with self._locked() as file:
             before = _read(file)
         sizes = []
-        for group in os.scandir(self.root / "entries"):
-            for entry in entries(Path(group.path)):
+        folder = self.root / "entries"
+        for group in folder.iterdir() if folder.is_dir() else ():
+            for entry in entries(group):
                 try:
                     sizes.append(entry.stat().st_size)
                 except FileNotFoundError:  # removed meanwhile
