@@ -25,6 +25,7 @@ from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.llm import lora
+from prismatic.models.llm.attention import choose_attention, use_attention
 from prismatic.models.llm.build import build_llm
 from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
@@ -33,6 +34,7 @@ from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.start import add_adapters, read_start, start_from
 from prismatic.train.features import FeatureRun, cache_of
+from prismatic.train.layers import use_tf32
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
 from prismatic.types import Record
@@ -47,6 +49,9 @@ log = logging.getLogger(__name__)
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
     check_stage(cfg.model.stage(cfg.stage))
+    half = cfg.model.enable_mixed_precision_training and world.device.type == "cuda"
+    choose_attention(cfg.model.attention, world.device, half)
+    use_tf32(cfg.model.tf32, world.device)
     read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     train_records = read(cfg.dataset)
     val_records = read(cfg.val_dataset) if cfg.val_dataset else []
@@ -67,6 +72,8 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     unsaved = start_from(vlm, cfg, start)
     del start
     add_adapters(vlm, cfg)
+    attention = use_attention(vlm.llm_backbone, cfg.model.attention, world.device, half)
+    log.info(f"Attention of the LLM: {attention.removeprefix('prismatic_')}; recomputed: {cfg.model.recompute}")
     vlm.freeze(cfg.stage)
     cache = cache_of(cfg, vlm.trainable_modules())
     loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world, cache=cache)

@@ -236,7 +236,7 @@ def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], pro
         Part(
             *(llm_size, llm_trained, llm_size - table * (1 if tied else 2), len(llm.layers), llm.embed_dim),
             gradient=gradient,
-            recomputed=cfg.model.enable_gradient_checkpointing,
+            recomputed=cfg.model.recompute != "none",
         ),
     )
     load = Load(

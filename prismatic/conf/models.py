@@ -15,6 +15,8 @@ DEFAULT_MODEL_ID = "prism-clip+7b"
 NATIVE_MODEL_ID = "hf-vlm"
 _COMPOSED = ("vision_backbone_id", "llm_backbone_id", "arch_specifier", "frame_aggregator", "frame_aggregator_options")
 _COMPOSED += ("visual_token_layout", "rope_scaling_factor")
+ATTENTIONS = ("auto", "sdpa", "flex", "flash", "varlen")
+RECOMPUTES = ("none", "full", "selective")
 ROPE_SCALINGS = ("dynamic", "linear", "yarn")
 
 
@@ -112,7 +114,11 @@ class ModelConfig(draccus.ChoiceRegistry):
     finetune_warmup_ratio: float = 0.03  # Share of the steps that warm up
     finetune_train_strategy: str = "fsdp-full-shard"  # fsdp-full-shard, fsdp-shard-grad-op, fsdp-hybrid, ddp
 
-    enable_gradient_checkpointing: bool = True  # Recompute the LLM's activations in the backward pass: less memory
+    attention: str = "auto"  # How the LLM attends: sdpa, flex, flash, varlen; auto: the best one that is there
+    activation_checkpointing: str | None = None  # Recomputed in the backward pass: none, full, selective; default: full
+    enable_gradient_checkpointing: bool = True  # Older flag: false is --model.activation_checkpointing none
+    compile: bool = False  # torch.compile of each decoder layer and vision block: a slow first step, then faster
+    tf32: bool = False  # On a GPU: fp32 matrix products in TF32, faster and less precise; bf16 ones are not concerned
     enable_mixed_precision_training: bool = True  # bf16 compute on a GPU (fp32 weights); a CPU always computes in fp32
     reduce_in_full_precision: bool = False  # Reduce gradients over processes in fp32
 
@@ -125,6 +131,11 @@ class ModelConfig(draccus.ChoiceRegistry):
     def projector_id(self) -> str:
         """The projector named by arch_specifier, without `no-align+`."""
         return self.arch_specifier.removeprefix("no-align+")
+
+    @property
+    def recompute(self) -> str:
+        """What of the LLM's layers is computed again in the backward pass: "none", "full" or "selective"."""
+        return self.activation_checkpointing or ("full" if self.enable_gradient_checkpointing else "none")
 
     @property
     def needs_align_checkpoint(self) -> bool:
@@ -155,8 +166,25 @@ class ModelConfig(draccus.ChoiceRegistry):
             name = "model_path" if self.model_path is not None else "image_size"
             raise ValueError(f"--model.{name} goes with --model.type {NATIVE_MODEL_ID}")
 
+    def _validate_compute(self) -> None:
+        """Raises ValueError for how the layers are computed."""
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"--model.attention must be {', '.join(ATTENTIONS)}, got '{self.attention}'")
+        asked = self.activation_checkpointing
+        if asked is not None and asked not in RECOMPUTES:
+            raise ValueError(f"--model.activation_checkpointing must be {', '.join(RECOMPUTES)}, got '{asked}'")
+        older = self.enable_gradient_checkpointing
+        # Given where it is not what the preset says; what the preset says gives way to the newer flag.
+        given = older != type(self)().enable_gradient_checkpointing
+        if asked is not None and given and older != (asked != "none"):
+            raise ValueError(
+                f"--model.activation_checkpointing {asked} contradicts --model.enable_gradient_checkpointing "
+                f"{str(older).lower()}; leave the latter, older one out"
+            )
+
     def validate(self, stage: str, world_size: int) -> None:
         """Raises ValueError naming the flag when a value cannot work. Ids are checked where they are resolved."""
+        self._validate_compute()
         if self.num_frames < 1:
             raise ValueError(f"--model.num_frames must be at least 1, got {self.num_frames}")
         if self.llm_max_length < 8:

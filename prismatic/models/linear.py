@@ -61,7 +61,20 @@ def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., K] times the transpose of weight [N, K], plus bias [N]; any strides."""
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# Inductor has a lowering of its own for oneDNN's operator, which takes nothing but weights packed ahead of time.
+@torch.library.custom_op("prismatic::linear", mutates_args=())
+def _opaque_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 class _Linear(torch.autograd.Function):

@@ -111,6 +111,10 @@ class PrismaticVLM(nn.Module):
         """What to shard as units of their own, before the model itself: the vision tower, each decoder layer."""
         return [self.vision_backbone, *self.llm_backbone.layers]
 
+    def compile_units(self) -> list[nn.Module]:
+        """What to compile, each by itself: blocks of the vision tower, each decoder layer."""
+        return [*_blocks(self.vision_backbone), *self.llm_backbone.layers]
+
     def forward(self, batch: Batch) -> LossOutput:
         """Sum of token losses of a batch on this device, and the number of tokens in it.
 
@@ -215,3 +219,12 @@ class PrismaticVLM(nn.Module):
 
 def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _blocks(tower: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a tower: members of its outermost lists of two or more of one class; else the tower."""
+    kinds = nn.ModuleList | nn.Sequential
+    lists = [(name, list(m)) for name, m in tower.named_modules() if isinstance(m, kinds) and len(m) > 1]
+    alike = [(name, blocks) for name, blocks in lists if len({type(block) for block in blocks}) == 1]
+    outer = [blocks for name, blocks in alike if not any(name.startswith(f"{other}.") for other, _ in alike)]
+    return [block for blocks in outer for block in blocks] or [tower]

@@ -1,8 +1,8 @@
 """Spread a model over processes: `shard()`, the only place that knows FSDP2.
 
-Order of work on a model: freeze > load weights > shard (activation checkpointing, then `fully_shard` of the vision
-tower, of each decoder layer and of the root) > optimizer. Sharding is always applied, with one process too, so that
-precision and code path are the same everywhere.
+Order of work on a model: freeze > load weights > shard (activation checkpointing, compiling, then `fully_shard` of the
+vision tower, of each decoder layer and of the root) > optimizer. Sharding is always applied, with one process too, so
+that precision and code path are the same everywhere.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from prismatic.dist import World
+from prismatic.models.linear import use_onednn
 from prismatic.models.llm.lora import cast_base, has_adapter
 from prismatic.registry import Registry
+from prismatic.train.layers import checkpoint_layers, compile_layers
 
 if TYPE_CHECKING:
     from prismatic.models.vlm import PrismaticVLM
@@ -56,7 +57,8 @@ def shard(
     *,
     mixed_precision: bool,
     reduce_fp32: bool,
-    checkpoint_activations: bool,
+    recompute: str = "full",
+    compile_blocks: bool = False,
     whole_vision: bool = False,
 ) -> PrismaticVLM:
     """Shard `vlm` in place over all processes and return it. Its stage must be frozen and its weights loaded.
@@ -66,7 +68,8 @@ def shard(
         mixed_precision: on CUDA, compute in bf16 over fp32 master weights, and keep frozen modules (and the LLM's own
             weights below adapters) in bf16. A CPU always computes in fp32.
         reduce_fp32: with mixed precision, sum gradients over processes in fp32 instead of bf16.
-        checkpoint_activations: recompute the LLM's layers in the backward pass.
+        recompute: what of the LLM's layers is computed again in the backward pass: "none", "full", "selective".
+        compile_blocks: compile the LLM's layers and the blocks of the vision tower.
         whole_vision: every process keeps the whole (frozen) vision tower. With a feature cache one process may need it
             where another does not, and a sharded tower makes them wait for each other for ever.
     """
@@ -76,15 +79,21 @@ def shard(
         log.info("A CPU computes in fp32: --model.enable_mixed_precision_training has no effect on it")
     if bf16:
         cast_frozen(vlm, torch.bfloat16)
-    if checkpoint_activations:
-        _checkpoint_layers(vlm.llm_backbone.layers)
+    if world.device.type == "cpu":
+        use_onednn(vlm)  # again: adapters have come in since the model was built
+    checkpoint_layers(vlm.llm_backbone.layers, recompute)
+    if compile_blocks:
+        compile_layers(vlm.compile_units())
     policy = MixedPrecisionPolicy()
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
     mesh = _mesh(world, row)
     whole = vlm.vision_backbone.to(world.device) if whole_vision else None
     for unit in [unit for unit in vlm.fsdp_units() if unit is not whole]:
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=row.reshard_after_forward)
+        # What is frozen and has no backward pass is gathered once for all: it is small, and never changes.
+        kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
+        reshard_after = row.reshard_after_forward and not kept
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after)
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
     ignored = set(whole.parameters()) if whole is not None else None
@@ -131,8 +140,3 @@ def cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
             for tensor in tensors:
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
-
-
-def _checkpoint_layers(layers: nn.ModuleList) -> None:
-    for index, layer in enumerate(layers):
-        layers[index] = checkpoint_wrapper(layer, CheckpointImpl.NO_REENTRANT)

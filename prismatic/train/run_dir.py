@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 FREE = {
     *("val_dataset", "resume", "checkpoint_interval", "keep_checkpoints", "validation_interval", "device", "dry_run"),
     *("hf_token", "plugins", "trackers", "wandb_project", "wandb_entity", "run_id", "run_root_dir"),
+    *("model.attention", "model.activation_checkpointing", "model.compile", "model.tf32"),
     *("model.enable_gradient_checkpointing", "model.trust_remote_code", "model.reduce_in_full_precision"),
     *("model.align_train_strategy", "model.finetune_train_strategy"),
     *("model.align_per_device_batch_size", "model.finetune_per_device_batch_size"),

@@ -94,7 +94,8 @@ class Trainer:
             self.stage.train_strategy,
             mixed_precision=cfg.model.enable_mixed_precision_training,
             reduce_fp32=cfg.model.reduce_in_full_precision,
-            checkpoint_activations=cfg.model.enable_gradient_checkpointing,
+            recompute=cfg.model.recompute,
+            compile_blocks=cfg.model.compile,
             whole_vision=features is not None,
         )
         self.features = features

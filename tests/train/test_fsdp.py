@@ -16,7 +16,7 @@ def _batch(world: dist.World):
 
 
 def _shard(vlm: FakeVLM, world: dist.World, strategy: str = "fsdp-full-shard", **kw) -> FakeVLM:
-    options = {"mixed_precision": False, "reduce_fp32": False, "checkpoint_activations": False}
+    options = {"mixed_precision": False, "reduce_fp32": False, "recompute": "none"}
     return fsdp.shard(vlm, world, strategy, **{**options, **kw})
 
 
@@ -29,12 +29,12 @@ def _grads(vlm: FakeVLM, batch) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
 @pytest.mark.parametrize("strategy", fsdp.STRATEGIES.names())
-def test_sharded_model_has_the_same_loss_gradients_and_names(world: dist.World, strategy: str, recompute: bool) -> None:
+def test_sharded_model_has_the_same_loss_gradients_and_names(world: dist.World, strategy: str, recompute: str) -> None:
     plain = FakeVLM()
     plain.freeze("finetune")
-    sharded = _shard(copy.deepcopy(plain), world, strategy, checkpoint_activations=recompute)
+    sharded = _shard(copy.deepcopy(plain), world, strategy, recompute=recompute)
     assert all(isinstance(p, DTensor) for p in sharded.parameters())
     batch = _batch(world)
     expected, got = _grads(plain, batch), _grads(sharded, batch)
@@ -49,7 +49,7 @@ def test_recomputing_runs_the_layers_twice(world: dist.World) -> None:
     vlm.freeze("finetune")
     calls = []
     vlm.llm_backbone.layers[0][0].register_forward_hook(lambda *_: calls.append(1))
-    _shard(vlm, world, checkpoint_activations=True)
+    _shard(vlm, world, recompute="full")
     vlm(_batch(world)).loss_sum.backward()
     assert len(calls) == 2
 

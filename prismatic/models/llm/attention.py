@@ -3,8 +3,8 @@
 Packed examples lie in one row, and no attention crosses their borders. `sdpa` and `varlen` are functions of our own in
 Transformers' registry: in the place of a mask the layers get the borders, an int32 tensor [n + 1] on the CPU, and each
 example attends causally to itself, so that work and memory grow with the sum of squared lengths, not with the square of
-the sum. Without borders (padded batches, asking) both are Transformers' own `sdpa`. `flex` and `flash` are Transformers'
-own altogether; they find the borders from positions that restart.
+the sum. Without borders (padded batches, asking) both are Transformers' `sdpa`. `flex` and `flash` are Transformers'
+altogether; they find the borders from positions that restart.
 """
 
 from __future__ import annotations

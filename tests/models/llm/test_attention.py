@@ -1,4 +1,4 @@
-"""Attention of packed examples: exact for every family, without a mask of the whole row; clear words for what is not there."""
+"""Attention of packed examples: exact for every family, without a mask of the whole row; words for what is missing."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_families_keep_what_they_have_with_auto_and_are_named_otherwise(tokenize
     soft, own, apart = (small(name, tokenizer) for name in ("gemma2", "gptj", "bloom"))
     for llm in (soft, own, apart):
         assert use_attention(llm, "auto", CPU, half=False) == "eager"
-    with pytest.raises(ValueError, match="--model.attention sdpa: Gemma2ForCausalLM has no SDPA attention"):
+    with pytest.raises(ValueError, match=r"--model.attention sdpa: Gemma2ForCausalLM has no SDPA attention"):
         use_attention(soft, "sdpa", CPU, half=False)
     for llm in (own, apart):
         with pytest.raises(ValueError, match=r"--model.attention sdpa is not for a (gptj|bloom) model"):
