@@ -25,6 +25,7 @@ from prismatic.conf.token import read_token
 from prismatic.data.dataset import SampleError
 from prismatic.data.feature_cache import FeatureCache
 from prismatic.data.feature_cache_reader import CachedReader, ReadClip
+from prismatic.data.feature_cache_size import amount
 from prismatic.data.feature_cache_writer import FeatureWriter
 from prismatic.data.loader import quiet_worker
 from prismatic.data.media import reader_of
@@ -33,7 +34,7 @@ from prismatic.models.checkpoints import apply_weights
 from prismatic.models.linear import use_onednn
 from prismatic.models.vision.zoo import build_vision
 from prismatic.start import read_start
-from prismatic.train.feature_estimate import amount, estimate
+from prismatic.train.feature_estimate import estimate
 from prismatic.train.features import distinct_media, open_cache, recipe
 from prismatic.train.fsdp import cast_frozen
 from prismatic.types import Medium

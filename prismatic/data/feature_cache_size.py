@@ -49,7 +49,7 @@ class SizeCount:
                 break
             self._recounted = True
             self.recount()
-        raise CacheFullError(f"{used / GB:.3f} GB of {self.limit / GB:g} GB are used")
+        raise CacheFullError(f"{amount(used)} of {amount(self.limit or 0)} are used")
 
     def release(self, size: int) -> None:
         """Give the room of one entry back."""
@@ -85,6 +85,14 @@ class SizeCount:
             yield file
         finally:
             os.close(file)
+
+
+def amount(size: float) -> str:
+    """A number of bytes to read."""
+    for unit, name in ((GB, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.0f} B"
 
 
 def entries(group: Path) -> Iterator[os.DirEntry[str]]:

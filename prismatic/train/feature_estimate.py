@@ -16,10 +16,10 @@ from torch import nn
 from prismatic.data.feature_cache_entry import entry_bytes, read_entry, write_entry
 from prismatic.data.feature_cache_notes import identify
 from prismatic.data.feature_cache_reader import CachedReader
+from prismatic.data.feature_cache_size import amount
 from prismatic.types import Medium
 
 MEASURED = 4
-GB = 10**9
 
 
 @dataclass
@@ -155,14 +155,6 @@ def _drop(path: Path) -> None:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def amount(size: float) -> str:
-    """A number of bytes to read."""
-    for unit, name in ((GB, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size:.0f} B"
 
 
 def _seconds(seconds: float) -> str:

@@ -14,13 +14,13 @@ from prismatic.conf.data import DatasetConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.data.feature_cache import FeatureCache, FeatureCacheError
 from prismatic.data.feature_cache_reader import CachedReader, refuse_urls
-from prismatic.data.feature_cache_size import GB
+from prismatic.data.feature_cache_size import GB, amount
 from prismatic.data.feature_cache_writer import FeatureWriter
 from prismatic.data.media import reader_of
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
 from prismatic.models.vision.fingerprint import fingerprint
-from prismatic.train.feature_estimate import amount, estimate
+from prismatic.train.feature_estimate import estimate
 from prismatic.types import Batch, ImageSpec, Medium, Record
 
 if TYPE_CHECKING:
