@@ -143,8 +143,9 @@ def run(config: str, examples: int, repeats: int, dtype: str, folder: Path) -> b
     report(
         "features",
         f"{config}: reference {theirs:.3f}, live {ours:.3f} ({theirs / ours:.2f}x), cached {known:.3f} CPU-s an "
-        f"example = {theirs / known:.1f}x (target {target or '-'}x); filling {fill:.3f} = break-even after {break_even:.2f} "
-        f"epochs (target {BREAK_EVEN}); {size / 1e6:.2f} MB a clip ({dtype}); cores busy {costs[3].busy:.0%}",
+        f"example = {theirs / known:.1f}x (target {target or '-'}x); filling {fill:.3f} = break-even after "
+        f"{break_even:.2f} epochs (target {BREAK_EVEN}); {size / 1e6:.2f} MB a clip ({dtype}); "
+        f"cores busy {costs[3].busy:.0%}",
         config=config,
         dtype=dtype,
         examples=steps * load.batch,
