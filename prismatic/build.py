@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismatic import dist
-from prismatic.conf.data import DatasetConfig
+from prismatic.build_data import build_loader, conversation_texts, read_annotations, validation_set
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
-from prismatic.data.annotations import load_records
-from prismatic.data.by_clips import by_clips
-from prismatic.data.dataset import ClipDataset, MediaReader
-from prismatic.data.loader import StepLoader
-from prismatic.data.pack import collate
-from prismatic.data.watch import ReadingWatch
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
-from prismatic.eval.in_training import TrainingQuestions
 from prismatic.eval.report import write_report
 from prismatic.eval.tasks import TASKS
 from prismatic.models.aggregators import build_aggregator
@@ -37,15 +30,14 @@ from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
 from prismatic.registry import unknown_id_message
 from prismatic.start import add_adapters, read_start, start_from
-from prismatic.train.context import DataShare, share_data
+from prismatic.train.context import share_data
+from prismatic.train.features import FeatureRun, cache_of
 from prismatic.train.layers import use_tf32
 from prismatic.train.memory.forecast import Forecast
 from prismatic.train.optim import check_patterns, freeze_matching
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
-from prismatic.train.validation import ValidationSet
-from prismatic.types import Record
-from prismatic.webvid.online import refuse_shared_clips, weave_epochs
+from prismatic.webvid.online import refuse_shared_clips
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +80,8 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     if share.shards is not None:
         use_context(vlm.llm_backbone, share.shards)
     choose_trained(vlm, cfg)
-    loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share)
+    cache = cache_of(cfg, vlm.trainable_modules())
+    loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share, cache=cache)
     train_loader = loader(cfg.dataset, train_records, train=True)
     forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)
     if dist.rank_zero():
@@ -98,55 +91,16 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
         vlm,
         train_loader=train_loader,
         val_loader={
-            name: validation_set(name, rows, cfg=cfg, vlm=vlm, share=share) for name, rows in val_records.items()
+            name: validation_set(name, rows, cfg=cfg, vlm=vlm, share=share, cache=cache)
+            for name, rows in val_records.items()
         },
         world=world,
         run_dir=run_dir,
-        forecast=forecast,
         frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
+        features=FeatureRun(cfg, cache, train_records, val_records) if cache else None,
     )
-    trainer.telling.final_page = write_report
+    trainer.forecast, trainer.telling.final_page = forecast, write_report
     return trainer
-
-
-def validation_set(
-    name: str, records: Sequence[Sequence[Record]], *, cfg: PretrainConfig, vlm: PrismaticVLM, share: DataShare
-) -> ValidationSet:
-    """One validation dataset, its rows told apart by their number of clips, and what is asked of it while training.
-
-    Of several files, or of rows woven anew in each epoch, those of the first epoch are taken.
-    """
-    data = cfg.validation_datasets()[name]
-    groups = by_clips(records[0])
-    loader = build_loader(data, list(groups.values()), cfg=cfg, vlm=vlm, share=share, train=False)
-    questions = None
-    if cfg.eval_task is not None:
-        questions = TrainingQuestions(
-            data,
-            records[0],
-            media_reader(data, cfg, vlm),
-            task=cfg.eval_task,
-            examples=cfg.eval_examples,
-            options={"max_new_tokens": cfg.eval_max_new_tokens},
-            seed=cfg.seed,
-        )
-        if cfg.best_metric not in ("validation_loss", *questions.names):
-            known = ", ".join(["validation_loss", *questions.names])
-            raise ValueError(f"--best_metric {cfg.best_metric} is no score of {name}; there are {known}")
-    return ValidationSet(loader, tuple(groups), questions)
-
-
-def media_reader(data: DatasetConfig, cfg: PretrainConfig, vlm: PrismaticVLM, train: bool = False) -> MediaReader:
-    """How the media of a dataset are read for this model."""
-    return MediaReader(
-        num_frames=cfg.model.num_frames,
-        sampler=data.sampler,
-        decoder=data.decoder,
-        short_clips=data.short_clips,
-        image_spec=vlm.vision_backbone.image_spec,
-        resize_strategy=vlm.resize_strategy,
-        augmentations=data.augmentations if train else (),
-    )
 
 
 def choose_trained(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
@@ -247,94 +201,3 @@ def save_llm_definition(vlm: PrismaticVLM, folder: Path) -> None:
         vlm.llm_backbone.save_definition(partial_folder)
         partial_folder.rename(folder)
     dist.barrier()
-
-
-def build_loader(
-    data: DatasetConfig,
-    records: Sequence[Sequence[Record]],
-    *,
-    cfg: PretrainConfig,
-    vlm: PrismaticVLM,
-    share: DataShare,
-    train: bool,
-) -> StepLoader:
-    """Batches of one dataset for this process, in an order that depends on the seed alone."""
-    stage = cfg.model.stage(cfg.stage)
-    dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
-    dataset.check()
-    packing = data.packing and vlm.llm_backbone.packs
-    if data.packing and not packing:
-        log.info(
-            "--dataset.packing: rows are padded, because the attention of this LLM does not keep examples apart in "
-            "one row without a mask of all of it (on a GPU, --model.attention flex may)"
-        )
-    make = partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=packing)
-    return StepLoader(
-        dataset,
-        (lambda examples: share.own(make(examples))) if share.echo else make,
-        num_examples=dataset.num_examples,
-        global_batch_size=stage.global_batch_size,
-        per_device_batch_size=stage.per_device_batch_size,
-        seed=cfg.seed,
-        rank=share.rank,
-        world_size=share.world_size,
-        num_workers=data.num_workers,
-        shuffle=train,
-        packing=packing,
-        prefetch=data.prefetch,
-    )
-
-
-def build_dataset(
-    data: DatasetConfig,
-    records: Sequence[Sequence[Record]],
-    *,
-    cfg: PretrainConfig,
-    vlm: PrismaticVLM,
-    train: bool,
-) -> ClipDataset:
-    """The examples of one dataset, as this model is trained on them."""
-    tokenizer = vlm.llm_backbone.tokenizer
-    caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
-    return ClipDataset(
-        records,
-        read=media_reader(data, cfg, vlm, train),
-        # The align stage learns captions alone: no question in front of them.
-        template=caption if cfg.stage == "align" else vlm.template,
-        tokenizer=tokenizer,
-        layout=vlm.layout,
-        max_length=cfg.model.llm_max_length,
-        tokens_per_clip=vlm.tokens_per_clip,
-        context_length=vlm.llm_backbone.context_length,
-        rope_factor=vlm.llm_backbone.rope_factor,
-        seed=cfg.seed,
-        on_error=data.on_error,
-        train=train,
-        watch=ReadingWatch(data.decode_timeout),
-    )
-
-
-def read_annotations(
-    data: DatasetConfig, stage: str, *, seed: int = 0, num_frames: int = 1
-) -> Sequence[Sequence[Record]]:
-    """The rows of each epoch: of each annotation file in turn, or woven anew of one file's clips.
-
-    Raises ValueError naming file and row.
-    """
-    if data.weave.enabled:
-        return weave_epochs(data, stage, seed=seed, num_frames=num_frames)
-    files, media_root = data.components(stage)
-    for file in files:
-        if file.suffix == ".parquet":
-            raise ValueError(
-                f"{file} is a catalog of clips; pass --dataset.weave.videos_per_example 4 (or 1) to train on it"
-            )
-    return [load_records(file, media_root) for file in files]
-
-
-def conversation_texts(records: Sequence[Sequence[Record]]) -> Iterable[str]:
-    """Every message of the data: what a tokenizer that is trained on the spot sees."""
-    for epoch in records:
-        for record in epoch:
-            for turn in record.turns:
-                yield turn.text

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from prismatic.build import build_dataset
+from prismatic.build_data import build_dataset
 from prismatic.conf.data import DatasetConfig, url_of
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.webvid_rows import ValidateConfig

@@ -14,7 +14,8 @@ import draccus
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismatic.build import build_dataset, build_vlm, choose_trained, conversation_texts, read_annotations
+from prismatic.build import build_vlm, choose_trained
+from prismatic.build_data import build_dataset, conversation_texts, read_annotations
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
 from prismatic.data.tokenize import tokenize_chat

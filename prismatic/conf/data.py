@@ -75,6 +75,9 @@ class DatasetConfig(draccus.ChoiceRegistry):
     decode_timeout: float = 120.0  # Seconds after which reading a sample is ended (num_workers > 0); 0: never
     on_error: Literal["raise", "skip"] = "raise"  # A broken sample stops the run, or is replaced, counted and listed
     max_skipped_share: float = 0.01  # With on_error skip: the run stops above this share of samples skipped
+    feature_cache: Path | None = None  # Keep a frozen vision backbone's features here: clips are then encoded only once
+    feature_cache_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float32: exact also for an fp32 tower
+    feature_cache_limit: float | None = None  # GB (10^9 bytes) above which nothing is added; default: no limit
     weave: OnlineWeaveConfig = field(default_factory=OnlineWeaveConfig)  # Weave clips into examples while training
     metric: str | None = None  # Scorer of evaluate.py beside the general ones, e.g. moving-shapes
 
@@ -114,7 +117,21 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 "--dataset.augmentations takes a list in brackets, for example "
                 "--dataset.augmentations '[\"color-jitter\"]'"
             )
+        self._validate_cache()
         self.weave.validate()
+
+    def _validate_cache(self) -> None:
+        if self.feature_cache is None:
+            default = DatasetConfig()
+            for name in ("feature_cache_dtype", "feature_cache_limit"):
+                if getattr(self, name) != getattr(default, name):
+                    raise ValueError(f"--dataset.{name} does nothing without --dataset.feature_cache FOLDER")
+        elif url_of(self.feature_cache) is not None:
+            raise ValueError(f"--dataset.feature_cache is a local folder, not a URL; got {self.feature_cache}")
+        if self.feature_cache_limit is not None and not self.feature_cache_limit > 0:
+            raise ValueError(
+                f"--dataset.feature_cache_limit must be greater than 0 GB, got {self.feature_cache_limit:g}"
+            )
 
 
 def url_of(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from typing import Literal, Optional, Union
 import prismatic.conf.datasets  # noqa: F401  registers the ids of --dataset.type
 import prismatic.conf.presets  # noqa: F401  registers the ids of --model.type
 from prismatic.conf.data import DatasetConfig
+from prismatic.conf.features import cache_folder, check_feature_cache
 from prismatic.conf.models import DEFAULT_MODEL_ID, STAGES, ModelConfig
 from prismatic.registry import unknown_id_message
 
@@ -122,6 +123,7 @@ class PretrainConfig:
         self.dataset.validate()
         for dataset in self.validation_datasets().values():
             dataset.validate()
+        check_feature_cache(self.stage, self.model, self.dataset, self.validation_datasets())
 
     def validation_datasets(self) -> dict[str, DatasetConfig]:
         """All validation data by name: `--val_dataset` under its id, then `--val_datasets`."""
@@ -245,15 +247,43 @@ class EvaluateConfig:
 
 @dataclass
 class PreprocessConfig:
-    """Fetch or render a dataset.
+    """Fetch or render a dataset; or, with --cache_features, encode a dataset's clips once, for all training to come.
 
-    Example: python scripts/preprocess.py --dataset_id moving-shapes --root_dir data
+    Examples: python scripts/preprocess.py --dataset_id moving-shapes --root_dir data
+    python scripts/preprocess.py --cache_features features --model.type tiny-video --dataset.type moving-shapes
+    (then train with the same --model, --dataset and --seed flags and --dataset.feature_cache features)
     """
 
     dataset_id: str = "moving-shapes"  # moving-shapes (rendered), llava-v1.5-instruct, llava-laion-cc-sbu-558k
     root_dir: Path = Path("data")  # The dataset becomes a folder in here
-    seed: int = 7  # Seed of a rendered dataset
+    seed: int = 7  # Seed of a rendered dataset; with --cache_features the --seed of the training
     num_workers: int = 2  # Processes that render or convert
+
+    cache_features: str | None = None  # Folder for the features of --dataset.type; true: --dataset.feature_cache
+    model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(DEFAULT_MODEL_ID))  # With --cache_features
+    dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class("webvid"))  # With --cache_features
+    stage: str = "finetune"  # With --cache_features: align or finetune, whose annotation file names the clips
+    device: str = "auto"  # With --cache_features: auto (a GPU where there is one), cpu, cuda
+    hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
+    plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated
+
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work, or would do nothing."""
+        folder = cache_folder(self.cache_features, self.dataset)
+        if folder is None:
+            default = PreprocessConfig()
+            for name in ("model", "dataset", "stage"):
+                if getattr(self, name) != getattr(default, name):
+                    raise ValueError(f"--{name} goes with --cache_features FOLDER; --dataset_id names what is fetched")
+            return
+        if self.stage not in STAGES:
+            raise ValueError(f"--stage must be one of {', '.join(STAGES)}, got '{self.stage}'")
+        if looks_like_token(self.hf_token):
+            raise ValueError(TOKEN_GIVEN)
+        self.dataset.feature_cache = folder
+        self.model.validate(self.stage, world_size=1)
+        self.dataset.validate()
+        check_feature_cache(self.stage, self.model, self.dataset)
 
 
 @dataclass

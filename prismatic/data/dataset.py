@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from prismatic.data.annotations import AnnotationError, check_media
+from prismatic.data.feature_cache_reader import CachedReader, join_clips
 from prismatic.data.media import MediaReader
 from prismatic.data.rows import RecordRows
 from prismatic.data.sizes import RowSizes, Shape, TextFit, media_of, sizes_of, text_bytes
@@ -22,7 +23,7 @@ from prismatic.data.tokenize import Tokenized, tokenize_chat
 from prismatic.data.watch import ReadingWatch
 from prismatic.data.weave import WovenEpochs
 from prismatic.prompting import ChatTemplate
-from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Example, Record, Skip
+from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, CachedFeatures, Example, Record, Skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +65,8 @@ class ClipDataset(Dataset[Example]):
     that the LLM has, None for no bound. rope_factor: by how much RoPE scaling stretches it already, None where it
     cannot (for the hint of an error). on_error: "raise" stops at a broken sample, "skip" replaces it by another one and
     says so in Example.skipped. train: False draws the same frames in every epoch. watch: knows what each reading
-    process is at, and which rows cannot be read without losing one.
+    process is at, and which rows cannot be read without losing one. features: reads media with `read` where a cache
+    does not have their features.
     """
 
     records_by_epoch: Sequence[Sequence[Record]]
@@ -80,6 +82,7 @@ class ClipDataset(Dataset[Example]):
     on_error: Literal["raise", "skip"] = "raise"
     train: bool = True
     watch: ReadingWatch = field(default_factory=ReadingWatch)
+    features: CachedReader | None = None
 
     def __post_init__(self) -> None:
         self.template = self.template.for_tokenizer(self.tokenizer)
@@ -202,17 +205,28 @@ class ClipDataset(Dataset[Example]):
 
     def _example(self, record: Record, epoch: int, index: int) -> Example:
         rng = np.random.default_rng([self.seed % 2**32, epoch if self.train else 0, index])
-        clips = [self.read.read(medium, rng) for medium in record.media]
-        counts = tuple(len(clip) for clip in clips)
+        frames, counts, cache = self._media(record, rng)
         tokens = self._tokenized(record, [self.tokens_per_clip(count) for count in counts])
         side = self.read.image_spec.resolution
         return Example(
             id=record.id,
             input_ids=torch.tensor(tokens.input_ids, dtype=torch.int64),
             labels=torch.tensor(tokens.labels, dtype=torch.int64),
-            frames=torch.cat(clips) if clips else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            frames=torch.empty((0, 3, side, side), dtype=torch.uint8) if frames is None else frames,
             frames_per_medium=counts,
+            cache=cache,
         )
+
+    def _media(
+        self, record: Record, rng: np.random.Generator
+    ) -> tuple[torch.Tensor | None, tuple[int, ...], CachedFeatures | None]:
+        """(frames uint8 [F, 3, R, R] of clips that no cache has, T of every clip, the clips that the cache has)."""
+        if self.features is not None:
+            found = self.features.clips(record.media)
+            frames, cache = join_clips(found)
+            return frames, tuple(clip.num_frames for clip in found), cache
+        clips = [self.read.read(medium, rng) for medium in record.media]
+        return torch.cat(clips) if clips else None, tuple(len(clip) for clip in clips), None
 
     def _tokenized(self, record: Record, media_tokens: Sequence[int]) -> Tokenized:
         """Raises ContextError, ZeroLabelsError or ValueError."""

@@ -191,7 +191,7 @@ class StepLoader:
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
             # Without one of its own, the loader would draw from the global generator: a trace in reproducible runs.
             generator=torch.Generator(),
             **workers,
@@ -228,7 +228,7 @@ class _Schedule(Sampler[Positions]):
         return self.positions
 
 
-def _quiet_worker(worker: int) -> None:
+def quiet_worker(worker: int) -> None:
     """Signals in a reading process: Ctrl-C, and a SIGTERM that is not from the main process, are not its business.
 
     A launcher signals the whole process group, and the main process then still saves; a reading process that dies

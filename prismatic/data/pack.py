@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prismatic.types import IGNORE_INDEX, Batch, Example
+from prismatic.types import IGNORE_INDEX, Batch, CachedFeatures, Example
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) -> Batch:
@@ -35,6 +35,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         if not packing:
             position_ids[row, end:] = torch.arange(length, capacity)
         start = end if packing else 0
+    cached = [example.cache for example in examples if example.cache is not None]
     return Batch(
         input_ids=input_ids,
         labels=labels,
@@ -46,4 +47,5 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         useful=sum(lengths),
         lengths=tuple(lengths),
         skipped=tuple(skip for example in examples for skip in example.skipped),
+        cache=CachedFeatures.join(cached) if cached else None,
     )

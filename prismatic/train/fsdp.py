@@ -74,13 +74,16 @@ def shard(
         compile_blocks: compile the LLM's layers and the blocks of the vision tower.
         cpu_offload: weights, gradients and optimizer lie in the host's memory; a unit's weights come to the GPU when it
             computes. Raises ValueError on a CPU, where they lie there anyway.
+
+    With `vlm.whole_vision` every process keeps the whole, frozen vision tower: with a feature cache one process may
+    need it where another does not, and a sharded tower makes them wait for each other for ever.
     """
     row = STRATEGIES.get(strategy)
     bf16 = mixed_precision and world.device.type == "cuda"
     if mixed_precision and not bf16:
         log.info("A CPU computes in fp32: --model.enable_mixed_precision_training has no effect on it")
     if bf16:
-        _cast_frozen(vlm, torch.bfloat16)
+        cast_frozen(vlm, torch.bfloat16)
     if world.device.type == "cpu":
         use_onednn(vlm)  # again: adapters have come in since the model was built
     checkpoint_layers(vlm.llm_backbone.layers, recompute)
@@ -92,14 +95,16 @@ def shard(
     if cpu_offload and world.device.type == "cpu":
         raise ValueError("--model.cpu_offload true: this run computes on the CPU, where its weights are; leave it out")
     place = _unit_options(policy, _mesh(world, row), cpu_offload)
-    for unit in vlm.fsdp_units():
+    whole = vlm.vision_backbone.to(world.device) if vlm.whole_vision else None
+    for unit in [unit for unit in vlm.fsdp_units() if unit is not whole]:
         # What is frozen and has no backward pass is gathered once for all: it is small, and never changes.
         kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
         reshard_after = row.reshard_after_forward and not kept
         fully_shard(unit, reshard_after_forward=reshard_after, **place)
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
-    fully_shard(vlm, reshard_after_forward=False, **place)
+    ignored = set(whole.parameters()) if whole is not None else None
+    fully_shard(vlm, reshard_after_forward=False, ignored_params=ignored, **place)
     return vlm
 
 
@@ -134,7 +139,8 @@ def _mesh(world: World, row: Strategy) -> DeviceMesh:
     return init_device_mesh(kind, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
-def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+def cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+    """Turn the frozen children of `vlm` (and the LLM's own weights below adapters) into `dtype`."""
     # Only whole frozen modules: FSDP wants one dtype among the trainable weights of a unit, and a frozen weight inside
     # a trained module may be thawed later. Batch statistics follow their weights; buffers that are not saved stay as
     # they are: rotary frequencies in bf16 would blur the positions.

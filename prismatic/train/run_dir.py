@@ -30,7 +30,7 @@ FREE = {
     *("model.align_train_strategy", "model.finetune_train_strategy"),
     *("model.align_per_device_batch_size", "model.finetune_per_device_batch_size"),
     *("dataset.num_workers", "dataset.decoder", "dataset.on_error", "dataset.max_skipped_share", "dataset.metric"),
-    *("dataset.packing", "dataset.prefetch"),
+    *("dataset.packing", "dataset.prefetch", "dataset.feature_cache", "dataset.feature_cache_limit"),
 }
 
 

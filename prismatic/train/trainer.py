@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,25 +20,18 @@ from prismatic.conf.models import StageConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.dist import World
 from prismatic.models.llm.lora import has_adapter
-from prismatic.train import checkpoint, folder, fsdp, narration, weights
+from prismatic.train import checkpoint, folder, fsdp, narration, optim, weights
 from prismatic.train.answers import Answers
 from prismatic.train.best import Best
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
+from prismatic.train.features import FeatureRun
 from prismatic.train.flops import count_flops
 from prismatic.train.guard import StepGuard
 from prismatic.train.limits import WaitAccount
 from prismatic.train.memory import longest
 from prismatic.train.memory.forecast import Forecast, memory_told
 from prismatic.train.metrics import Metrics
-from prismatic.train.optim import (
-    averaged,
-    build_optimizer,
-    build_schedule,
-    check_optimizer,
-    check_schedule,
-    learning_rates,
-)
 from prismatic.train.position import Position
 from prismatic.train.saver import Saver
 from prismatic.train.seeding import seed_step
@@ -67,17 +61,19 @@ WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' fi
 def check_stage(stage: StageConfig, cpu_offload: bool = False) -> None:
     """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
     fsdp.STRATEGIES.get(stage.train_strategy)
-    check_schedule(stage.lr_scheduler_type)
-    check_optimizer(stage, cpu_offload)
+    optim.check_schedule(stage.lr_scheduler_type)
+    optim.check_optimizer(stage, cpu_offload)
 
 
 class Trainer:
     """Trains a model whose stage is frozen and whose weights are loaded; shards it first.
 
+    forecast: what the run needs of memory, asked for advice when there is not enough (build.py sets it).
+
     Args:
         val_loader: one validation dataset, or several by name.
         frozen_modules: frozen modules of `vlm` whose weights no id can bring back (random ones); they are saved once.
-        forecast: what the run needs of memory, asked for advice when there is not enough.
+        features: the feature cache of the frozen vision tower, when there is one.
     """
 
     def __init__(
@@ -90,9 +86,9 @@ class Trainer:
         run_dir: Path,
         *,
         frozen_modules: Sequence[str] = (),
-        forecast: Forecast | None = None,
+        features: FeatureRun | None = None,
     ) -> None:
-        self.forecast = forecast
+        self.forecast: Forecast | None = None
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
         check_stage(self.stage, cfg.model.cpu_offload)
@@ -102,6 +98,7 @@ class Trainer:
         # Adapters are saved in a form of their own, and the LLM below them is not trained.
         self.whole_modules = [name for name in self.trained_modules if not has_adapter(getattr(vlm, name))]
         self.frozen_modules = list(frozen_modules)
+        vlm.whole_vision = features is not None
         flops = count_flops(vlm)  # while its weights are whole
         self.vlm = fsdp.shard(
             vlm,
@@ -113,7 +110,8 @@ class Trainer:
             cpu_offload=cfg.model.cpu_offload,
             compile_blocks=cfg.model.compile,
         )
-        self.optimizer = build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
+        self.features = features
+        self.optimizer = optim.build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
@@ -158,8 +156,10 @@ class Trainer:
                 if dist.rank_zero():
                     narration.nothing_to_do(self)
                 return 0
+            if self.features is not None:
+                self.features.start(self.vlm, self.world)
             stage, began = self.stage, time.perf_counter()
-            self.schedule = build_schedule(
+            self.schedule = optim.build_schedule(
                 self.optimizer,
                 stage.lr_scheduler_type,
                 self.total_steps,
@@ -168,8 +168,8 @@ class Trainer:
                 decay_ratio=stage.decay_ratio,
             )
             first_step = self.at.step
-            with self.telling.run(resumed_from), self.saver:
-                self._longest_first()
+            with self.telling.run(resumed_from), self.saver, self.features or nullcontext():
+                longest.first(self)
                 with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
                     code = self._run()
         if dist.rank_zero():
@@ -188,10 +188,12 @@ class Trainer:
         if counts.exit_code is not None:
             return counts.exit_code
         self.skips.add(batches, counts.examples, counts.skipped)
+        if self.features is not None:
+            self.features.add(batches)
         self.telling.before_step()
         seed_step(self.cfg.seed, self.at.step, self.world.rank)
         gradients = self.guard.attempt(self, batches, counts)
-        rates = learning_rates(self.optimizer)
+        rates = optim.learning_rates(self.optimizer)
         if gradients is not None:
             self.stepper.update(gradients)
         self.schedule.step()
@@ -204,27 +206,27 @@ class Trainer:
         """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
         if not self.val_sets:
             return None
-        self._set_training(False)
-        with averaged(self.optimizer):
+        self.set_training(False)
+        with optim.averaged(self.optimizer):
             found = measure(self.vlm, self.val_sets, self.world.device, self.signals, self.validation_skips)
         if isinstance(found, int):
-            self._set_training(True)
+            self.set_training(True)
             return found
         self.validation_loss = mean_loss(found)
         narration.validated(self, found)
         self.best.note_loss(self.at.step, self.validation_loss)
         if self.cfg.eval_interval is None or self.at.step >= self.total_steps:
             self.ask()
-        self._set_training(True)
+        self.set_training(True)
         return None
 
     def ask(self) -> None:
         """Answer the questions of the validation data (--eval_task), if there are any, and score the answers."""
         if self.answers.questions:
-            self._set_training(False)
-            with averaged(self.optimizer):
+            self.set_training(False)
+            with optim.averaged(self.optimizer):
                 self.scores = self.answers.take(self.vlm, self.world, self.at.step)
-            self._set_training(True)
+            self.set_training(True)
             self.best.note_scores(self.at.step, self.scores)
             narration.scored(self, self.scores)
 
@@ -244,16 +246,8 @@ class Trainer:
         }
         self.saver.save(state, self.mean_loss)
 
-    def _longest_first(self) -> None:
-        if longest.wanted(self.cfg.longest_batch_first, self.world):
-            self._set_training(True)
-            together = self.stage.per_device_batch_size * self.world.world_size // self.cfg.context_parallel_size
-            passes = 2 if self.stage.global_batch_size > together else 1
-            with memory_told(self.forecast, lambda: "the longest batch, tried before the first step"):
-                longest.read_and_try(self.vlm, self.optimizer, self.train_loader, self.world, passes=passes)
-
     def _run(self) -> int:
-        self._set_training(True)
+        self.set_training(True)
         while not self.at.complete:
             code = self._run_epoch()
             if code is not None:
@@ -273,6 +267,8 @@ class Trainer:
             if code is not None:
                 return code
         self.skips.check()
+        if self.features is not None:
+            self.features.end_epoch(self.at.epoch)
         code = self.validate()
         if code is not None:
             return code
@@ -305,7 +301,8 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.log_step(facts, self.mean_loss)
 
-    def _set_training(self, training: bool) -> None:
+    def set_training(self, training: bool) -> None:
+        """Training or evaluation mode, of what is trained; what is frozen stays in evaluation mode."""
         if not training:
             self.saver.copied()  # Whoever evaluates may put averages in the place of the weights for a while
         self.vlm.train(training)

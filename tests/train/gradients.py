@@ -55,7 +55,7 @@ def first_gradient(
     paths = ("--dataset.dataset_root_dir", str(root), "--run_root_dir", str(root), "--trackers", '["jsonl"]')
     files_ = ("--dataset.finetune_stage_components", '["a.json", "media"]')
     trainer = build_trainer(cli.parse(PretrainConfig, [*flags.split(), *paths, *files_]), world)
-    trainer._set_training(True)
+    trainer.set_training(True)
     batches = next(trainer.train_loader.iterate(0))
     assert len(batches) == GLOBAL // per_device // (world.world_size // context)
     trainer.stepper.backward(batches, trainer.stepper.count(batches).label_tokens)

@@ -67,7 +67,7 @@ def test_frozen_modules_in_bf16_share_a_unit_with_trained_fp32(world: dist.World
     # What shard() does on CUDA, where this cannot be run: root unit = frozen bf16 embedding and trained fp32 projector.
     vlm = FakeVLM()
     vlm.freeze("align")
-    fsdp._cast_frozen(vlm, torch.bfloat16)
+    fsdp.cast_frozen(vlm, torch.bfloat16)
     assert vlm.llm_backbone.embed.weight.dtype == torch.bfloat16 and vlm.projector.weight.dtype == torch.float32
     assert vlm.llm_backbone.lm_head.weight is vlm.llm_backbone.embed.weight
     policy = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.float32)

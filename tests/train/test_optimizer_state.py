@@ -44,7 +44,7 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> None:
         parameters = [p for p in vlm.parameters() if p.requires_grad]
         return Strange([{"params": parameters[:3]}, {"params": parameters[3:]}], stage.learning_rate)
 
-    monkeypatch.setattr("prismatic.train.trainer.build_optimizer", build)
+    monkeypatch.setattr("prismatic.train.optim.build_optimizer", build)
 
 
 @pytest.mark.usefixtures("strange")

@@ -12,10 +12,12 @@ from torch import nn
 from prismatic import dist
 from prismatic.data.dataset import SampleError
 from prismatic.dist import World
+from prismatic.train.memory.forecast import memory_told
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
     from prismatic.data.loader import StepLoader
+    from prismatic.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +31,23 @@ def largest_batch(loader: StepLoader) -> Batch | None:
         return None
 
 
-def wanted(choice: str, world: World) -> bool:
-    """Whether `--longest_batch_first auto|always|never` asks for it on this device."""
-    return choice == "always" or (choice == "auto" and world.device.type == "cuda")
+def first(trainer: Trainer) -> None:
+    """Before the first step, if `--longest_batch_first` asks for it: `try_out` of the largest batch.
 
-
-def read_and_try(
-    vlm: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader, world: World, *, passes: int
-) -> None:
-    """`try_out` of the largest batch, if every process can read it."""
-    batch = largest_batch(loader)
-    if all(dist.gather_objects(batch is not None)):
-        assert batch is not None
-        try_out(vlm, optimizer, batch, world, passes=passes)
+    Left out, with a warning, where a process cannot read it. Every process calls it.
+    """
+    cfg, stage, world = trainer.cfg, trainer.stage, trainer.world
+    if cfg.longest_batch_first == "never" or (cfg.longest_batch_first == "auto" and world.device.type != "cuda"):
+        return
+    batch = largest_batch(trainer.train_loader)
+    if not all(dist.gather_objects(batch is not None)):
+        return
+    assert batch is not None
+    trainer.set_training(True)
+    together = stage.per_device_batch_size * world.world_size // cfg.context_parallel_size
+    passes = 2 if stage.global_batch_size > together else 1
+    with memory_told(trainer.forecast, lambda: "the longest batch, tried before the first step"):
+        try_out(trainer.vlm, trainer.optimizer, batch, world, passes=passes)
 
 
 def try_out(vlm: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, world: World, *, passes: int) -> None:

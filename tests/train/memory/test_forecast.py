@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from prismatic import dist
-from prismatic.build import build_dataset, build_vlm, read_annotations
+from prismatic.build import build_vlm
+from prismatic.build_data import build_dataset, read_annotations
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
