@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from prismatic.dist import World
 from prismatic.models.linear import use_onednn
@@ -115,7 +116,7 @@ def _unit_options(policy: MixedPrecisionPolicy, mesh: DeviceMesh, cpu_offload: b
 def set_gradient_sync(vlm: nn.Module, strategy: str, last_micro_batch: bool) -> None:
     """Before a micro-batch's forward pass: whether its backward pass reduces gradients over processes."""
     assert isinstance(vlm, FSDPModule)
-    mesh = next(vlm.parameters()).device_mesh
+    mesh = next(p.device_mesh for p in vlm.parameters() if isinstance(p, DTensor))
     # One process alone keeps whole gradients anyway, and reducing them is copying them. (Not on a GPU, where gradients
     # that wait are in bf16 and their sum is in fp32.)
     alone = mesh.size() == 1 and mesh.device_type == "cpu"
