@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from prismatic.dist import World
 from prismatic.models.linear import use_onednn
@@ -101,6 +102,8 @@ def shard(
         kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
         reshard_after = row.reshard_after_forward and not kept
         fully_shard(unit, reshard_after_forward=reshard_after, **place)
+        if kept:
+            unit.set_reshard_after_backward(False)  # The end of each backward pass frees every unit otherwise
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
     ignored = set(whole.parameters()) if whole is not None else None
@@ -120,7 +123,12 @@ def _unit_options(policy: MixedPrecisionPolicy, mesh: DeviceMesh, cpu_offload: b
 def set_gradient_sync(vlm: nn.Module, strategy: str, last_micro_batch: bool) -> None:
     """Before a micro-batch's forward pass: whether its backward pass reduces gradients over processes."""
     assert isinstance(vlm, FSDPModule)
-    vlm.set_requires_gradient_sync(last_micro_batch or STRATEGIES.get(strategy).sync_every_micro_batch)
+    mesh = next(p.device_mesh for p in vlm.parameters() if isinstance(p, DTensor))
+    # One process alone keeps whole gradients anyway, and reducing them is copying them. (Not on a GPU, where gradients
+    # that wait are in bf16 and their sum is in fp32.)
+    alone = mesh.size() == 1 and mesh.device_type == "cpu"
+    every = STRATEGIES.get(strategy).sync_every_micro_batch and not alone
+    vlm.set_requires_gradient_sync(last_micro_batch or every)
 
 
 def reshard(vlm: nn.Module) -> None:

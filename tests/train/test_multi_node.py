@@ -76,3 +76,30 @@ def test_the_recipe_trains_on_two_machines(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "two" / "two.jsonl").read_text().splitlines()]
     assert [row["Full-finetune/Step"] for row in rows if "Full-finetune/Loss (Raw)" in row] == [1, 2]
     assert (tmp_path / "two" / "checkpoints" / "step-000002").is_dir()
+
+
+@pytest.mark.slow
+def test_a_run_with_shared_batches_is_the_run_of_one_process(tmp_path: Path) -> None:
+    gradients.write_data(tmp_path)
+    flags = (
+        "--model.type tiny-video --stage full-finetune --model.num_frames 4 --model.finetune_global_batch_size 4 "
+        "--model.finetune_per_device_batch_size 2 --model.finetune_max_steps 3 --device cpu --dataset.type custom "
+        f"--dataset.num_workers 1 --dataset.dataset_root_dir {tmp_path} --run_root_dir {tmp_path} "
+        f"--val_dataset.type custom --val_dataset.num_workers 0 --val_dataset.dataset_root_dir {tmp_path} "
+        "--longest_batch_first always --checkpoint_interval 2"
+    ).split()
+    components = '["a.json", "media"]'
+    flags += ["--dataset.finetune_stage_components", components, "--trackers", '["jsonl"]']
+    flags += ["--val_dataset.finetune_stage_components", components]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    one = [*torchrun, "1", "scripts/pretrain.py", *flags, "--run_id", "one"]
+    two = [*torchrun, "2", "scripts/pretrain.py", *flags, "--run_id", "two", "--context_parallel_size", "2"]
+    rows = {}
+    for name, command in (("one", one), ("two", two)):
+        (done,) = _agents([command])
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert done.stdout.count("the longest batch first: ") == 1
+        rows[name] = [json.loads(line) for line in (tmp_path / name / f"{name}.jsonl").read_text().splitlines()]
+    for key in ("Loss (Raw)", "Gradient Norm", "Validation Loss", "Validation Tokens", "Skipped"):
+        a, b = ([row[f"Full-finetune/{key}"] for row in rows[n] if f"Full-finetune/{key}" in row] for n in rows)
+        assert a and b == pytest.approx(a, rel=1e-5), key
