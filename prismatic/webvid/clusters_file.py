@@ -58,31 +58,39 @@ def _parsed(path: Path) -> pyarrow.Table | None:
         return None
     options = pyarrow.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
     try:
-        tables = []
-        for block in _blocks(path):
+        tables, commas = [], 0
+        for block, ended in _blocks(path):
+            commas += ended
             reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
             tables.append(pyarrow.json.read_json(io.BytesIO(block), reading, options))
         table = pyarrow.concat_tables(tables)
         table.validate(full=True)
     except pyarrow.ArrowInvalid:
         return None
+    if path.suffix != ".jsonl" and commas != len(table) - 1:
+        return None
     return None if any(column.null_count for column in table.columns) else table
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Whole lines of JSON objects. A line end within a string is written \\n, so every one is between rows."""
+def _blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """(whole lines of JSON objects, number of commas behind them). A line end within a string is escaped, so every one
+    is between rows. Raises ArrowInvalid for a list that does not begin and end as `write_rows` does it.
+    """
     with path.open("rb") as file:
         is_list = path.suffix != ".jsonl"
         if is_list and file.readline().strip() != b"[":
             raise pyarrow.ArrowInvalid("not a list with one row a line")
         while block := file.read(BLOCK):
             block += file.readline()
+            commas = block.count(b"},\n") if is_list else 0
             if is_list:
                 block = block.replace(b"},\n", b"}\n")
-                last = file.peek(1) == b""
-                block = block.rstrip().removesuffix(b"]") if last else block
+                if file.peek(1) == b"":
+                    if not block.rstrip().endswith(b"\n]") and block.rstrip() != b"]":
+                        raise pyarrow.ArrowInvalid("cut short, or not one row a line")
+                    block = block.rstrip().removesuffix(b"]")
             if block.strip():
-                yield block
+                yield block, commas
 
 
 def _row_by_row(path: Path, flag: str) -> pyarrow.Table:
