@@ -45,9 +45,10 @@ class Best:
         """For the checkpoint of a step; from now on its number is the one to beat, if it is lower."""
         if self.improved(step):
             self.least = self._value
-        return {"name": self.metric, "value": self.at_step(step), "least": self.least}
+        least = self.least if math.isfinite(self.least) else None  # JSON knows no infinity
+        return {"name": self.metric, "value": self.at_step(step), "least": least}
 
     def resume(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what `state` gave; one number does not compare with another. None: of an older version."""
-        if state is not None and state["name"] == self.metric:
+        if state is not None and state["name"] == self.metric and state["least"] is not None:
             self.least = state["least"]

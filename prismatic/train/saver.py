@@ -213,6 +213,7 @@ class Saver:
 
     def _write(self, job: Job) -> tuple[Path, float]:
         began = time.monotonic()
+        self._staging.claim_device()
         self._staging.wait()
         return checkpoint.write(job), time.monotonic() - began
 

@@ -68,8 +68,14 @@ class Staging:
 
     def reserve(self, tree: Tree) -> None:
         """Take the memory for copies of `tree` and touch it: new pages cost far more than the copying itself."""
+        self.claim_device()
         for path, tensor in leaves(tree):
             self._buffer(path, local(tensor)).zero_()
+
+    def claim_device(self) -> None:
+        """First in a thread: CUDA's current device is each thread's own, and would be that of another process."""
+        if self._stream is not None:
+            torch.cuda.set_device(self._device)
 
     def copy(self, tree: Tree) -> Tree:
         """Copies of all tensors, on the host; one that stands in `tree` twice is copied once.
