@@ -98,7 +98,7 @@ def test_the_plan_of_bf16_is_what_such_a_step_takes(whole: PrismaticVLM, model: 
     sizes, batch = _batch(vlm)
     setup = _setup(model).changed(half=True)
     plan = Planner(vlm).plan(setup, sizes)
-    fsdp._cast_frozen(vlm, torch.bfloat16)
+    fsdp.cast_frozen(vlm, torch.bfloat16)
     policy = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16)
     for unit in [*vlm.fsdp_units(), vlm]:
         mesh = fsdp._mesh(world, fsdp.STRATEGIES.get("fsdp-full-shard"))
