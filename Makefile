@@ -8,7 +8,7 @@ ENV := EXTRAS=dev . scripts/environment.sh
 help:
 	@echo "make test    lint, then all tests that take no GPU and no more than minutes"
 	@echo "make soak    also the long fault tests"
-	@echo "make bench   ours beside its peers: clusters, decoding, weaving (minutes; see docs/performance.md)"
+	@echo "make bench   ours beside its peers, one benchmark after the other (see docs/performance.md)"
 	@echo "make lint    ruff, rules and layout"
 	@echo "make format  let ruff lay the code out"
 
@@ -25,4 +25,4 @@ format:
 	@$(ENV); ruff check --fix . && ruff format .
 
 bench:
-	@EXTRAS=bench . scripts/environment.sh; export OPENBLAS_NUM_THREADS=1; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file; done
+	@EXTRAS=bench . scripts/environment.sh; for file in benchmarks/bench_*.py; do echo "== $$file"; python $$file; done
