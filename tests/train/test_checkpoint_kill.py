@@ -55,19 +55,24 @@ def _kill_until(
     Returns how many of the kills came inside a save, and how many runs came to their end.
     """
     choose, inside, done, killed = random.Random(seed), 0, 0, 0
-    run_dir = tmp_path / "run"
+    run_dir, seconds = tmp_path / "run", 0.8
+    left: set[tuple[str, int]] = set()
     while killed < kills:
         before = folder.find_latest(run_dir)
         start = folder.read_state(before)["step"] if before else 0
-        codes, result = launch({**LONG, "die_after": choose.uniform(0.02, 0.8)})
+        codes, result = launch({**LONG, "die_after": choose.uniform(0.02, seconds)})
         logged = _logged(run_dir)
         if codes == [-9]:
             killed += 1
             here = run_dir / "checkpoints"
-            inside += any(p.name.endswith(".partial") for p in here.iterdir()) if here.exists() else 0
+            halves = [p for p in here.iterdir() if p.name.endswith(".partial")] if here.exists() else []
+            before_that, left = left, {(p.name, p.lstat().st_mtime_ns) for p in halves}
+            inside += bool(left - before_that)
             found = folder.find_latest(run_dir)
             after = folder.read_state(found)["step"] if found else 0
             assert after >= start
+            # On a machine that has much else to do, lives must be longer to come to anything.
+            seconds = seconds * 1.5 if after == start else max(0.8, seconds / 1.5)
             # A save may be under way for an interval, not longer: the next one waits for it.
             assert (logged[-1] if logged else 0) - after <= 2 * INTERVAL
             link = here / folder.LATEST
