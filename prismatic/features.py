@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from prismatic import dist
-from prismatic.build import read_annotations
+from prismatic.build_data import read_annotations
 from prismatic.conf.run import PreprocessConfig, PretrainConfig
 from prismatic.conf.token import read_token
 from prismatic.data.dataset import SampleError

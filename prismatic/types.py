@@ -137,14 +137,15 @@ class Example:
 
 @dataclass
 class Batch:
-    """Examples in rows, one a row (padded) or several a row (packed).
+    """Examples in rows, one a row (padded) or all in one row (packed).
 
     input_ids, labels, position_ids: int64 [B, S]. Positions restart at 0 with each example of a row; padding at the end
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
     frames: uint8 [F, 3, R, R]; frames_per_medium: T of each of the M clips, in row-major order of their slots.
     packed: some row holds more than one example (then position_ids carry the borders).
-    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. cache: with a
-    feature cache, which clips it has; `frames` then holds those of the others alone.
+    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. lengths: of
+    the examples, in positions. echo: another process works on the same batch and counts it (context parallelism).
+    cache: with a feature cache, which clips it has; `frames` then holds those of the others alone.
     """
 
     input_ids: torch.Tensor
@@ -156,12 +157,24 @@ class Batch:
     ids: tuple[str, ...] = ()
     useful: int = 0
     skipped: tuple[Skip, ...] = field(default=())
+    echo: bool = False
+    lengths: tuple[int, ...] = ()
     cache: CachedFeatures | None = None
+
+    @property
+    def positions(self) -> int:
+        """Positions that the LLM computes, padding among them; `useful` of them hold examples."""
+        return 0 if self.echo else self.input_ids.numel()
+
+    @property
+    def num_frames(self) -> int:
+        """F, frames of all media."""
+        return 0 if self.echo else sum(self.frames_per_medium)
 
     @property
     def num_label_tokens(self) -> int:
         """Positions whose next token is learned."""
-        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+        return 0 if self.echo else int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same batch with its tensors on `device`."""

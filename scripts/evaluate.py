@@ -6,12 +6,15 @@ import logging
 
 from prismatic.conf import cli
 from prismatic.conf.run import EvaluateConfig
+from prismatic.data.annotation_files import require_files
 
 
 def main() -> None:
     """Check the rows, load the model, answer, score."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cfg = cli.parse(EvaluateConfig)
+    cfg.validate()
+    require_files(cfg.dataset.components("finetune")[0])
 
     from prismatic.ask import load_for_asking
     from prismatic.eval.evaluate import evaluate, rows_to_answer

@@ -10,12 +10,15 @@ import os
 
 from prismatic.conf import cli
 from prismatic.conf.run import PretrainConfig
+from prismatic.data.annotation_files import require_files
 
 
 def main() -> int:
     """Parse, build, fit; the exit code is the trainer's (143 and 130: stopped by a signal, after saving)."""
     cfg = cli.parse(PretrainConfig)
     cfg.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    for data in filter(None, (cfg.dataset, cfg.val_dataset)):
+        require_files(data.components(cfg.stage)[0])
 
     from prismatic import dist
     from prismatic.build import build_trainer

@@ -21,7 +21,7 @@ import yaml
 from draccus.help_formatter import SimpleHelpFormatter
 from draccus.utils import DraccusException
 
-from prismatic.conf.help import choice_fields, teach
+from prismatic.conf.help import choice_fields, comments_as_help, teach
 from prismatic.registry import import_plugins, unknown_id_message
 
 C = TypeVar("C")
@@ -64,8 +64,10 @@ def parse(config_class: type[C], args: Sequence[str] | None = None, prog: str | 
     plugins = _value_of(argv, "--plugins")
     if plugins:
         import_plugins(plugins)
-    parser = draccus.argparsing.ArgumentParser(config_class, formatter_class=_Formatter, prog=prog)
+    with comments_as_help():
+        parser = draccus.argparsing.ArgumentParser(config_class, formatter_class=_Formatter, prog=prog)
     _check_ids(parser.parser, argv)
+    _check_file(_value_of(argv, "--config_path"))
     if "--help" in argv or "-h" in argv:
         chosen = {name: _value_of(argv, f"--{name}.type") for name in choice_fields(config_class)}
         teach(parser.parser, config_class, chosen)
@@ -107,12 +109,33 @@ def _keep(text: str) -> None:
 
 
 def _value_of(argv: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag, which is the one that counts."""
+    value = None
     for position, arg in enumerate(argv):
         if arg == flag and position + 1 < len(argv):
-            return argv[position + 1]
-        if arg.startswith(flag + "="):
-            return arg[len(flag) + 1 :]
-    return None
+            value = argv[position + 1]
+        elif arg.startswith(flag + "="):
+            value = arg[len(flag) + 1 :]
+    return value
+
+
+def _check_file(path: str | None) -> None:
+    """Raises CommandLineError when `--config_path` names no file of settings."""
+    if path is None or path.endswith(".toml"):
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise CommandLineError(f"--config_path {path} cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise CommandLineError(f"--config_path {path} is no YAML or JSON: {reason}") from error
+    if settings is not None and not isinstance(settings, dict):
+        raise CommandLineError(
+            f"--config_path {path} must hold settings by name (`seed: 7`), not a {type(settings).__name__}"
+        )
 
 
 def _quote_strings(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
@@ -163,7 +186,7 @@ def _explain(parser: argparse.ArgumentParser, argv: Sequence[str], message: str)
 
 
 def _bracket_hint(argv: Sequence[str]) -> str:
-    listed = ("components", "trackers", "augmentations", "target_modules", "curriculum")
+    listed = ("components", "trackers", "augmentations", "target_modules", "curriculum", "freeze")
     if any(arg.startswith("--") and arg.split("=")[0].endswith(listed) for arg in argv):
         return """ (lists are written in brackets and quotes, for example --trackers '["jsonl"]')"""
     return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +13,13 @@ if TYPE_CHECKING:
 
 
 def check_feature_cache(
-    stage: str, model: ModelConfig, dataset: DatasetConfig, val_dataset: DatasetConfig | None = None
+    stage: str,
+    model: ModelConfig,
+    dataset: DatasetConfig,
+    validation: Mapping[str, DatasetConfig] = MappingProxyType({}),
 ) -> None:
     """Raises ValueError, naming the flag, where features that are kept could not be those that training needs."""
-    caching = [data for data in (dataset, val_dataset) if data is not None and data.feature_cache is not None]
+    caching = [data for data in (dataset, *validation.values()) if data.feature_cache is not None]
     if not caching:
         return
     if stage == "full-finetune":
@@ -37,7 +42,7 @@ def check_feature_cache(
         for name in ("feature_cache", "feature_cache_dtype", "feature_cache_limit"):
             if getattr(other, name) != getattr(first, name):
                 raise ValueError(
-                    f"--val_dataset.{name} {getattr(other, name)} differs from --dataset.{name} "
+                    f"--val_dataset.{name} {getattr(other, name)} ({other.dataset_id}) differs from --dataset.{name} "
                     f"{getattr(first, name)}; one run has one feature cache"
                 )
 

@@ -1,7 +1,7 @@
 """Media paths of annotation rows: joined to the media folder, and never outside it.
 
 Rows are other people's data, so a path may try to leave the folder: by `..`, as an absolute path, through a link, as a
-URL. Each folder is looked at once (links in it, where it really lies); no file is looked at by itself.
+URL. Folders are looked at (links in them, where they really lie); no file is looked at by itself.
 
 The folder itself may be a URL that fsspec understands: then its rows' paths are below that URL, and nowhere else.
 """
@@ -16,12 +16,13 @@ from functools import cache
 from urllib.parse import unquote
 
 from prismatic.video.decode import is_video
-from prismatic.video.shards import MARK, is_shard_path
+from prismatic.video.shards import MARK, index_path, is_shard_path
 from prismatic.video.storage import is_dir, is_url
 
 # A path of only such characters, without `..`, needs no normalizing. Most rows of most files have one.
 _PLAIN = re.compile(r"[\w\-+=,@()\[\]&'!#%~. /]+", re.ASCII)
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://|data:|file:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z0-9+.\-]*)*://|data:|file:")
+_KEPT_FOLDERS = 4096
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -46,7 +47,9 @@ class MediaRoot:
         """
         if isinstance(path, str) and MARK in path:
             tar, _, clip_id = path.partition(MARK)
-            return f"{self.resolve(tar + MARK[:-1])}#{clip_id}"
+            tar += MARK[:-1]
+            self.resolve(index_path(tar))  # it is read as well, and may be a link of its own
+            return f"{self.resolve(tar)}#{clip_id}"
         if self._is_url:
             return f"{self.root}/{self._normalize(path)}"
         if not isinstance(path, str) or not _PLAIN.fullmatch(path) or ".." in path or "//" in path or path[0] == "/":
@@ -55,9 +58,13 @@ class MediaRoot:
         folder, _, name = full.rpartition("/")
         links = self._links.get(folder)
         if links is None:
+            if len(self._links) >= _KEPT_FOLDERS:  # of millions of folders, one a clip, none is met again soon
+                self._links.clear()
             links = self._links[folder] = self._look_at(folder, path)
         if name in links and not self._holds(os.path.realpath(full)):
             raise self._outside(path, f"a link to {os.path.realpath(full)}")
+        if not self._is_url and _may_be_folder(name):
+            self._look_into(full, path)
         return full
 
     def find_video(self, stem: str) -> str:
@@ -116,6 +123,17 @@ class MediaRoot:
         except OSError:  # no such folder: its files are reported as missing where they would be read
             return frozenset()
 
+    def _look_into(self, folder: str, path: str) -> None:
+        """Frames of a clip may be links, too."""
+        try:
+            with os.scandir(folder) as entries:
+                links = [entry.path for entry in entries if entry.is_symlink()]
+        except OSError:  # no folder, or none that can be read: reading it says so
+            return
+        for link in links:
+            if not self._holds(os.path.realpath(link)):
+                raise self._outside(path, f"{os.path.basename(link)} in it is a link to {os.path.realpath(link)}")
+
     def _holds(self, real: str) -> bool:
         return real == self._real or _is_below(real, self._real)
 
@@ -132,6 +150,11 @@ def kind_of(path: str) -> str:
     if _is_video_extension(extension) or is_shard_path(path):
         return "video"
     return "video" if extension not in _IMAGES and is_dir(path) else "image"
+
+
+def _may_be_folder(name: str) -> bool:
+    extension = os.path.splitext(name)[1].lower()
+    return extension not in _IMAGES and extension != ".tar" and not _is_video_extension(extension)
 
 
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})

@@ -32,7 +32,7 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     """The rows that `evaluate` will be asked about. Everything that can be wrong with the input is said here, before
     a model is loaded: raises ValueError for settings, an unknown task or metric, and rows that the task cannot use.
     """
-    cfg.dataset.validate()
+    cfg.validate()
     if cfg.dataset.weave.enabled:
         raise ValueError(
             "--dataset.weave.videos_per_example weaves while training; rows to evaluate on are made once, with "
@@ -45,12 +45,6 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     DECODERS.get(cfg.dataset.decoder)
     if cfg.dataset.metric:
         METRICS.get(cfg.dataset.metric)
-    if not cfg.model_path:
-        raise ValueError("--model_path is needed: a run folder, a checkpoint file, or a model id")
-    for name in ("num_frames", "limit", "batch_size", "max_new_tokens", "num_beams"):
-        value = getattr(cfg, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
     annotations, media_root = cfg.dataset.components("finetune")
     # Several files are several weaves of the same clips, one an epoch: the first one holds them all.
     records = list(load_records(annotations[0], media_root)[: cfg.limit])
@@ -124,7 +118,7 @@ def _answer_all(
     """Answered rows in the order of the records, and what could not be read."""
     task = TASKS.get(cfg.task)
     options = {"max_new_tokens": cfg.max_new_tokens, "num_beams": cfg.num_beams}
-    rows: list[Row] = []
+    rows: dict[int, Row] = {}
     skipped: list[Skip] = []
     batches = read_batches(
         records,
@@ -139,9 +133,9 @@ def _answer_all(
             _check_skips(cfg, skipped, len(records))
             questions = [row for row in batch if isinstance(row, Question)]
             answers = task.answer(vlm, questions, options) if questions else []
-            rows += [_row(q, answer, media_root) for q, answer in zip(questions, answers, strict=True)]
+            rows |= {q.index: _row(q, answer, media_root) for q, answer in zip(questions, answers, strict=True)}
             progress.update(len(batch))
-    return rows, skipped
+    return [rows[index] for index in sorted(rows)], sorted(skipped, key=lambda skip: skip.index)
 
 
 def _row(question: Question, answer: Row, media_root: Path) -> Row:

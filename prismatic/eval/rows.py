@@ -23,12 +23,15 @@ Read = Callable[[Medium, np.random.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """One row to answer. clips: uint8 [T, 3, R, R] for each medium, in the row's order; none for a text-only row."""
+    """One row to answer. clips: uint8 [T, 3, R, R] for each medium, in the row's order; none for a text-only row.
+    index: which of the records it is.
+    """
 
     record: Record
     text: str
     reference: str
     clips: tuple[torch.Tensor, ...]
+    index: int = 0
 
     @property
     def num_frames(self) -> int:
@@ -67,14 +70,32 @@ def with_num_frames(record: Record, num_frames: int) -> Record:
     return replace(record, media=tuple(change(medium) for medium in record.media))
 
 
+def asking_order(records: Sequence[Record]) -> list[int]:
+    """Indices of records, those about the same media side by side, the longest first: batches then pad little, and
+    what does not fit into memory shows at once. Rows of one length stay in their order.
+    """
+    together: dict[object, list[int]] = {}
+    for index, record in enumerate(records):
+        together.setdefault(record.media or index, []).append(index)
+
+    def size(indices: list[int]) -> tuple[int, int]:
+        media = records[indices[0]].media
+        frames = sum(len(m.paths) if m.kind == "frames" else m.num_frames or 1 for m in media)
+        return frames, max(len(question_of(records[i])[0]) for i in indices)
+
+    groups = sorted(together.values(), key=size, reverse=True)
+    return [i for group in groups for i in sorted(group, key=lambda i: -len(question_of(records[i])[0]))]
+
+
 def read_batches(
     records: Sequence[Record], read: Read, *, batch_size: int, seed: int, num_workers: int
 ) -> Iterator[list[Question | Skip]]:
-    """Rows in order, `batch_size` at a time; broken ones are Skip entries that say why.
+    """All rows in `asking_order`, `batch_size` at a time; broken ones are Skip entries that say why.
 
     While one batch is answered the next is read by `num_workers` threads (decoders release the interpreter lock);
     with 0 a batch is read when it is asked for. Frames that a random sampler takes depend on (seed, row) alone.
     """
+    order = asking_order(records)
 
     def read_row(index: int) -> Question | Skip:
         record = records[index]
@@ -84,9 +105,9 @@ def read_batches(
             clips = tuple(read(medium, rng) for medium in record.media)
         except (ValueError, OSError) as error:
             return Skip(record.id, record.source, str(error), epoch=0, index=index)
-        return Question(record, text, reference, clips)
+        return Question(record, text, reference, clips, index)
 
-    batches = (range(i, min(i + batch_size, len(records))) for i in range(0, len(records), batch_size))
+    batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
     if num_workers == 0:
         yield from ([read_row(i) for i in batch] for batch in batches)
         return

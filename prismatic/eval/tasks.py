@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -68,15 +69,22 @@ def prompt_of(vlm: Answerer, text: str) -> str:
 def encode_clips(vlm: Answerer, questions: Sequence[Question]) -> list[list[EncodedClip]]:
     """Visual tokens of the clips of each question; the frames of all questions go through the model together.
 
-    Clips of any number of frames are taken as they are: their rows may ask for other numbers than the model's own.
+    Clips of the same pixels are encoded once, and the model takes them for one clip. Clips of any number of frames are
+    taken as they are: their rows may ask for other numbers than the model's own.
     """
-    clips = [clip for question in questions for clip in question.clips]
+    names = [[_pixels_hash(clip) for clip in question.clips] for question in questions]
+    clips = {n: c for row, q in zip(names, questions, strict=True) for n, c in zip(row, q.clips, strict=True)}
     if not clips:
         return [[] for _ in questions]
-    counts = [len(clip) for clip in clips]
-    tokens = vlm.encode(torch.cat(clips).to(vlm.device), counts).split([vlm.tokens_per_clip(T) for T in counts])
-    encoded = iter(tokens)
-    return [[EncodedClip(next(encoded)) for _ in question.clips] for question in questions]
+    counts = [len(clip) for clip in clips.values()]
+    tokens = vlm.encode(torch.cat(list(clips.values())).to(vlm.device), counts)
+    parts = tokens.split([vlm.tokens_per_clip(T) for T in counts])
+    encoded = {name: EncodedClip(part) for name, part in zip(clips, parts, strict=True)}
+    return [[encoded[name] for name in row] for row in names]
+
+
+def _pixels_hash(clip: torch.Tensor) -> tuple[int, bytes]:
+    return len(clip), hashlib.blake2b(clip.contiguous().numpy().data, digest_size=16).digest()
 
 
 def generate(vlm: Answerer, questions: Sequence[Question], options: dict[str, Any]) -> list[Row]:

@@ -165,6 +165,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         zipped = zipfile.is_zipfile(path)
         if not zipped and _begins_with(path, b"PK"):
             raise EOFError("the end of the archive is missing")
+        if zipped:
+            _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointLoadError(
@@ -180,6 +182,30 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if foreign:
         raise CheckpointLoadError(f"{path} is no prismatic checkpoint: {foreign[0]} is not a tensor")
     return flat
+
+
+def read_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """What `read_weights` gives, without the numbers: tensors on the meta device. Raises CheckpointLoadError too."""
+    if path.suffix != ".safetensors":
+        return {key: tensor.to("meta") for key, tensor in read_weights(path).items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+    except _UNREADABLE as error:
+        raise CheckpointLoadError(f"{path} cannot be read as a checkpoint (truncated?): {_reason(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for what torch never writes: packed, doubled or overlapping members, which grow when read."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        raise ValueError("a member of the archive is there twice")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("members of the archive are compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("members of the archive are larger than the file")
 
 
 def _begins_with(path: Path, head: bytes) -> bool:

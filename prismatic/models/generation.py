@@ -1,17 +1,19 @@
 """Asking: batched generation with visual tokens, and the likelihood of given answers.
 
 Token by token work is left to the LLM's own `generate`; here are the prompt's embeddings, padding on the left, the ends
-of answers, and the check against the context length.
+of answers, and the check against the context length. What is known of a prompt's beginning is prefix.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prismatic.models.memory import identity
+from prismatic.models.prefix import Prefix, PromptRow, whole_prompt
 from prismatic.prompting import tokenize_prompt
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
     with _evaluating(vlm):
         rows = prompt_rows(vlm, clips, prompts)
         kwargs["max_new_tokens"] = _room(vlm, max(len(row.embeds) for row in rows), kwargs)
+        prefix = Prefix(vlm, rows, kwargs)
         embeds, mask, positions = _pad_left(rows)
         if positions is not None:
             kwargs["position_ids"] = positions
@@ -55,8 +58,10 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
             use_cache=kwargs.pop("use_cache", True),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=ends or None,
+            **prefix.given(),
             **kwargs,
         )
+        prefix.keep(ids)
     return [_text(row, tokenizer, ends, stops) for row in ids.tolist()]
 
 
@@ -76,19 +81,16 @@ def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per
 @contextmanager
 def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
     """No dropout inside (and no activation checkpointing, which would switch the KV cache off)."""
-    training = vlm.training
-    vlm.eval()
+    training = [module for module in vlm.modules() if module.training]
+    if training:
+        vlm.eval()
     try:
         yield
     finally:
-        vlm.train(training)
-
-
-class PromptRow(NamedTuple):
-    """embeds: [S, D]. positions: int64 [3, S] for models that place visual tokens in space, else None."""
-
-    embeds: torch.Tensor
-    positions: torch.Tensor | None
+        for module in training:
+            module.training = True
+        if training:
+            vlm.memory.forget()
 
 
 def prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
@@ -98,14 +100,17 @@ def prompt_embeddings(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence
 
 def prompt_rows(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[str]) -> list[PromptRow]:
     """Each prompt with its visual tokens; the frames of a prompt go through the vision backbone together."""
-    encoded = [vlm.encode_clips(frames) for frames in clips]
+    vlm.memory.refresh(vlm, vlm.device)
+    encoded = [vlm.encode_new(frames) for frames in clips]
     rows = []
     for media, prompt in zip(encoded, prompts, strict=True):
         media_tokens = [len(clip.tokens) for clip in media]
-        ids_t = torch.tensor([_prompt_ids(vlm, prompt, media_tokens)], device=vlm.device)
+        ids = _prompt_ids(vlm, prompt, media_tokens)
+        ids_t = torch.tensor([ids], device=vlm.device)
         width = vlm.llm_backbone.embed_dim
         visual = torch.cat([clip.tokens for clip in media]) if media else torch.zeros(0, width, device=vlm.device)
-        rows.append(PromptRow(vlm.splice(ids_t, visual)[0], vlm.prompt_positions(ids_t[0], media_tokens)))
+        embeds, positions = vlm.splice(ids_t, visual)[0], vlm.prompt_positions(ids_t[0], media_tokens)
+        rows.append(PromptRow(embeds, positions, identity(ids, media)))
     return rows
 
 
@@ -233,19 +238,15 @@ def _logits_after(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch
     The prompt is computed once and its keys and values are shared. Padding stands behind the real tokens of a row,
     where causal attention never looks.
     """
-    from transformers import DynamicCache
-
     llm, (C, L), S = vlm.llm_backbone.llm, ids.shape, len(row.embeds)
-    cache = DynamicCache(config=llm.config)
-    given = {} if row.positions is None else {"position_ids": row.positions[:, None]}
-    first = llm(inputs_embeds=row.embeds[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **given).logits
+    cache, first = whole_prompt(vlm, row)
     if not L:
         return first.expand(C, 1, -1)
-    cache.batch_repeat_interleave(C)
+    repeated = cache.beginning(S, S + L, repeats=C)
     # Text goes on behind the last token of the prompt, which is text: alike in time, height and width.
     start = S if row.positions is None else int(row.positions[0, -1]) + 1
     positions = torch.arange(start, start + L, device=vlm.device).expand(C, -1)
-    rest = llm(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
+    rest = llm(input_ids=ids, position_ids=positions, past_key_values=repeated, use_cache=True).logits
     return torch.cat([first.expand(C, 1, -1), rest], dim=1)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,15 +22,30 @@ SHAPES = (
 )
 
 
-@dataclass(frozen=True)
+# A file that was written to this shortly ago may be written to again without a change of its time.
+_SETTLED_S = 0.02
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedClip:
     """A clip that went through vision backbone, aggregator and projector: `PrismaticVLM.encode_clips` gives it.
 
-    Handed over in the place of a clip it saves that work for each further question. tokens: [N, D] on the model's
-    device, of the weights that the model had then.
+    Handed over in the place of a clip it saves that work for each further question, and most of the LLM's, too: the
+    keys and values of visual tokens that the model has seen are used again. tokens: [N, D] on the model's device.
+    frames: uint8 [T, 3, R, R] that they were made of; with them the clip is encoded anew where the model's weights
+    have changed since. weights: mark of the weights that made the tokens. uid: another one for each clip.
     """
 
     tokens: torch.Tensor
+    frames: torch.Tensor | None = None
+    weights: bytes | None = None
+    uid: int = field(default_factory=_numbers.__next__)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tokens and frames."""
+        return self.tokens.nbytes + (0 if self.frames is None else self.frames.nbytes)
 
 
 @dataclass(frozen=True)
@@ -45,13 +63,33 @@ class ClipReader:
         Raises ValueError when a list or array of images has another length than num_frames, or for another type;
         MediaError (a ValueError) for a file that cannot be read.
         """
+        return [self.read_clip(*item) for item in self.clips(frames)]
+
+    def clips(self, frames: Any) -> list[tuple[Any, bool]]:
+        """The clips of one prompt as they were handed over, and whether they stood in a list of clips."""
         if frames is None:
             return []
         if isinstance(frames, (list, tuple)) and not _is_one_clip(frames):
-            return [self._clip(clip, listed=True) for clip in frames]
-        return [self._clip(frames, listed=False)]
+            return [(clip, True) for clip in frames]
+        return [(frames, False)]
 
-    def _clip(self, clip: Any, listed: bool) -> torch.Tensor | EncodedClip:
+    def key(self, clip: Any, listed: bool) -> object | None:
+        """Equal for clips of equal content, read in the same way: of files by name, size and times, of pixels by their
+        hash. None where it cannot be known, as of URLs.
+        """
+        content: object | None = None
+        if isinstance(clip, (str, os.PathLike)):
+            content = _file_key(os.path.expanduser(os.fspath(clip)))
+        elif isinstance(clip, (Image.Image, np.ndarray, torch.Tensor)):
+            content = _pixels_key([clip])
+        elif isinstance(clip, (list, tuple)) and _is_one_clip(clip):
+            content = _pixels_key(clip)
+        # One frame in brackets is allowed in a list of clips, and refused elsewhere.
+        bracketed = listed and isinstance(clip, (list, tuple, np.ndarray, torch.Tensor)) and len(clip) == 1
+        return None if content is None else (content, bracketed, self)
+
+    def read_clip(self, clip: Any, listed: bool) -> torch.Tensor | EncodedClip:
+        """One clip of `clips`. Raises as `read`."""
         if isinstance(clip, EncodedClip):
             return clip
         if isinstance(clip, Image.Image):
@@ -105,6 +143,45 @@ def _is_one_clip(items: Sequence[Any]) -> bool:
     return bool(items) and all(
         isinstance(i, Image.Image) or (isinstance(i, (np.ndarray, torch.Tensor)) and i.ndim == 3) for i in items
     )
+
+
+def _pixels_key(pictures: Sequence[Any]) -> object | None:
+    """Hash of pixels with their shape and kind; None for arrays that are no pixels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        if not isinstance(picture, Image.Image) and picture.dtype not in (np.uint8, torch.uint8):
+            return None
+        mode = picture.mode if isinstance(picture, Image.Image) else ""
+        array = np.ascontiguousarray(picture.cpu() if isinstance(picture, torch.Tensor) else picture)
+        digest.update(f"{type(picture).__name__} {mode} {array.shape};".encode())
+        if isinstance(picture, Image.Image) and picture.mode == "P":
+            digest.update(repr((picture.getpalette(), picture.info.get("transparency"))).encode())
+        digest.update(array.data)
+    return digest.digest()
+
+
+def _file_key(path: str) -> object | None:
+    """Name, size and times of a file, or of the files in a folder."""
+    from prismatic.video.shards import is_shard_path, split_shard_path
+    from prismatic.video.storage import is_url
+
+    if is_url(path):
+        return None
+    try:
+        file = split_shard_path(path)[0] if is_shard_path(path) else path
+        if is_url(file):
+            return None
+        marks = [os.stat(file)]
+        names = [os.path.realpath(path)]
+        if os.path.isdir(file):
+            entries = sorted(os.scandir(file), key=lambda entry: entry.name)
+            names += [entry.name for entry in entries]
+            marks += [os.stat(entry.path) for entry in entries]
+    except OSError:  # reading it will say what is wrong
+        return None
+    if time.time() - max(mark.st_ctime for mark in marks) < _SETTLED_S:
+        return None
+    return tuple(names), tuple((m.st_ino, m.st_size, m.st_mtime_ns, m.st_ctime_ns) for m in marks)
 
 
 def _pixels(picture: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ is generation.py's, reading what callers hand over is media.py's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from prismatic.models.generation import generate_texts, score
 from prismatic.models.linear import use_onednn
 from prismatic.models.llm.hf_causal import HFCausalLM
 from prismatic.models.media import ClipReader, EncodedClip
+from prismatic.models.memory import Memory
 from prismatic.models.vision.base import VisionBackbone
 from prismatic.prompting import ChatTemplate, PromptBuilder
 from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Batch, Layout
@@ -74,13 +75,21 @@ class PrismaticVLM(nn.Module):
         self.layout = layout
         self.num_frames = num_frames
         self.resize_strategy = resize_strategy
+        self.memory = Memory()
         use_onednn(self)
         self.feature_keeper: FeatureKeeper | None = None  # set by a run that trains with a feature cache
+        self.whole_vision = False  # a run with a feature cache does not shard the vision backbone
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.llm_backbone.parameters()).device
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; a model that is to be trained forgets what it was asked."""
+        if mode:
+            self.memory.forget()
+        return super().train(mode)
 
     def tokens_per_clip(self, T: int) -> int:
         """N, visual tokens of a clip of T frames."""
@@ -186,6 +195,7 @@ class PrismaticVLM(nn.Module):
         """The answer to one prompt about one clip, several clips, or none (None).
 
         frames: see ClipReader.read. kwargs: of Transformers' `generate`; without them greedy, at most 256 tokens.
+        A further question about the same clip takes the visual tokens, and their keys and values, from `memory`.
         Raises ValueError for frames that do not fit, and when prompt and answer exceed the context.
         """
         return self.generate_batch([frames], [prompt_text], **kwargs)[0]
@@ -205,16 +215,48 @@ class PrismaticVLM(nn.Module):
     @torch.no_grad()
     def encode_clips(self, frames: Any) -> list[EncodedClip]:
         """The clips of `frames`, encoded once: hand the result over as `frames` of any number of questions."""
-        R = self.vision_backbone.image_spec.resolution
-        clips = ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames).read(frames)
-        fresh = [clip for clip in clips if isinstance(clip, torch.Tensor)]
-        encoded: list[torch.Tensor] = []
+        self.memory.refresh(self, self.device)
+        return self.encode_new(frames)
+
+    def encode_new(self, frames: Any) -> list[EncodedClip]:
+        """`encode_clips` for a caller that has refreshed `memory` itself: clips that it holds are not encoded again."""
+        reader = ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames)
+        made: list[EncodedClip | None] = []
+        fresh: list[tuple[int, object | None, torch.Tensor]] = []
+        for place, (clip, listed) in enumerate(reader.clips(frames)):
+            known: EncodedClip | None = None
+            if isinstance(clip, EncodedClip):
+                stale = clip.frames is not None and self.memory.weights not in (None, clip.weights)
+                key: object | None = ("again", clip.uid)
+                known = self.memory.clip(key) if stale else clip
+                pixels = clip.frames
+            else:
+                key = reader.key(clip, listed) if self.memory.weights is not None else None
+                known, pixels = self.memory.clip(key), None
+            made.append(known)
+            if known is None:
+                read = reader.read_clip(clip, listed) if pixels is None else pixels
+                assert isinstance(read, torch.Tensor)
+                fresh.append((place, key, read))
         if fresh:
-            counts = [len(clip) for clip in fresh]
-            pixels = torch.cat(fresh).to(self.device)
-            assert pixels.shape[1:] == (3, R, R)
-            encoded = list(self.encode(pixels, counts).split([self.tokens_per_clip(T) for T in counts]))
-        return [clip if isinstance(clip, EncodedClip) else EncodedClip(encoded.pop(0)) for clip in clips]
+            encoded = self.encode_frames([pixels for _, _, pixels in fresh])
+            for (place, key, _), clip in zip(fresh, encoded, strict=True):
+                made[place] = clip
+                if key is not None:
+                    self.memory.keep_clip(key, clip)
+        return [clip for clip in made if clip is not None]
+
+    @torch.no_grad()
+    def encode_frames(self, clips: Sequence[torch.Tensor]) -> list[EncodedClip]:
+        """Clips uint8 [T, 3, R, R] of any T, encoded together."""
+        counts = [len(clip) for clip in clips]
+        tokens = self.encode(torch.cat(list(clips)).to(self.device), counts)
+        parts = tokens.split([self.tokens_per_clip(T) for T in counts])
+        weights = self.memory.weights
+        return [
+            EncodedClip(part.clone(), clip if weights else None, weights)
+            for part, clip in zip(parts, clips, strict=True)
+        ]
 
 
 def _is_trained(module: nn.Module) -> bool:

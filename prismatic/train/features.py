@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +78,21 @@ def some_media(records: Sequence[Sequence[Record]], epochs: int) -> tuple[list[M
 
 
 class FeatureRun:
-    """The feature cache in a training run. train, val: rows of each epoch, for the figure of what is saved."""
+    """The feature cache in a training run. train, val: rows of each epoch, for the figure of what is saved;
+    of the validation data by name.
+    """
 
     def __init__(
         self,
         cfg: PretrainConfig,
         cache: FeatureCache,
         train: Sequence[Sequence[Record]],
-        val: Sequence[Sequence[Record]],
+        val: Mapping[str, Sequence[Sequence[Record]]],
     ) -> None:
         self.cfg, self.cache, self.writer = cfg, cache, FeatureWriter(cache)
-        self._records = train if cfg.dataset.feature_cache is not None else val
+        # Of the first dataset that has one.
+        caching = [val[name] for name, data in cfg.validation_datasets().items() if data.feature_cache is not None]
+        self._records = train if cfg.dataset.feature_cache is not None else caching[0]
         self._counts = [0, 0, 0]
 
     def start(self, vlm: PrismaticVLM, world: World) -> None:
@@ -129,7 +133,10 @@ class FeatureRun:
             text += f", {damaged:.0f} damaged entries computed again" if damaged else ""
             log.info(text)
 
-    def close(self) -> None:
+    def __enter__(self) -> FeatureRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Wait for the disk."""
         self.writer.flush()
 
@@ -139,6 +146,6 @@ def _passes(records: Sequence[Sequence[Record]], epochs: int) -> range:
 
 
 def _caching(cfg: PretrainConfig) -> DatasetConfig | None:
-    """The dataset that asks for a feature cache; of two they are the same folder."""
-    datasets = (cfg.dataset, cfg.val_dataset)
-    return next((data for data in datasets if data is not None and data.feature_cache is not None), None)
+    """The dataset that asks for a feature cache; of several they are the same folder."""
+    datasets = (cfg.dataset, *cfg.validation_datasets().values())
+    return next((data for data in datasets if data.feature_cache is not None), None)

@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from prismatic.models.llm.attention import keep_out_of_graphs
+
 log = logging.getLogger(__name__)
 
 RECOMPUTE = ("none", "full", "selective")
@@ -42,6 +44,7 @@ def compile_layers(layers: Iterable[nn.Module]) -> int:
     """
     # The limit is per function, and all layers have the same one: nn.Module's call.
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
+    keep_out_of_graphs()
     count = 0
     for layer in layers:
         layer.compile(dynamic=True)

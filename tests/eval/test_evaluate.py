@@ -181,3 +181,21 @@ def test_an_evaluation_inside_a_run_folder_writes_its_report(data: Path, tmp_pat
 
 def test_tasks_are_those_of_the_contract() -> None:
     assert {"caption", "choice", "open"} <= set(TASKS.names())
+
+
+def test_rows_about_one_clip_are_asked_together_and_it_is_encoded_once(data: Path, tmp_path: Path) -> None:
+    videos = [row["videos"] for row in json.loads((data / "moving-shapes/val.json").read_text())]
+    asked = [(0, "Short?"), (1, "A longer one, about the other clip?"), (0, "What, and why, and where, and when?")]
+    asked += [(2, "x?"), (1, "y?"), (0, "z?")]
+    rows = [_row({"videos": videos[v]}, question=q, row_id=str(i)) for i, (v, q) in enumerate(asked)]
+    vlm = StandIn()
+    encoded: list[int] = []
+    encode = vlm.encode
+    vlm.encode = lambda frames, counts: (encoded.append(len(counts)), encode(frames, counts))[1]  # type: ignore
+    args = [*_annotations(data, "several.json", rows), "--dataset.metric", "null"]
+    evaluate(_cfg(data, tmp_path, *args), vlm)
+    assert [row["id"] for row in _rows(tmp_path)] == [str(i) for i in range(6)]
+    assert [row["question"] for row in _rows(tmp_path)] == [question for _, question in asked]
+    prompts = [prompt.rpartition("\n")[2].removeprefix("human: ") for batch, _ in vlm.calls for prompt in batch]
+    assert [prompts.index(q) // 3 for v, q in asked if v == 0] == [0, 0, 0]
+    assert encoded == [2, 2], "four rows about two clips, two rows about two"

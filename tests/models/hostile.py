@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import functools
 import importlib
 import io
+import json
 import operator
 import os
 import pickle
+import struct
 import subprocess
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,3 +119,52 @@ KINDS = [
     *("key of a state", "build", "partial", "attrgetter", "import", "getattr chain", "torch's own loader"),
     *("a module", "function", "older torch format", "zip by hand", "zip in a zip", "two data.pkl", "tar"),
 ]
+
+
+def _safetensors(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+_TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+_TWICE = b'{"projector.w": %s, "projector.w": %s}' % (
+    json.dumps(_TENSOR).encode(),
+    json.dumps({**_TENSOR, "data_offsets": [8, 16]}).encode(),
+)
+SAFETENSORS: dict[str, tuple[Any, bytes, int | None]] = {
+    "a header of 4 EiB": (b"{}", b"", 1 << 62),
+    "a header of 200 MB": (b"{}", b"", 200_000_000),
+    "a header of -1": (b"{}", b"", (1 << 64) - 1),
+    "the same key twice": (_TWICE, bytes(16), None),
+    "overlapping tensors": ({"projector.a": _TENSOR, "projector.b": _TENSOR}, bytes(8), None),
+    "a gap": ({"projector.a": {**_TENSOR, "data_offsets": [8, 16]}}, bytes(16), None),
+    "beyond the end": ({"projector.a": {**_TENSOR, "shape": [1 << 38], "data_offsets": [0, 1 << 40]}}, bytes(16), None),
+    "more elements than numbers": ({"projector.a": {**_TENSOR, "shape": [1 << 40] * 2}}, bytes(8), None),
+    "bytes behind": ({"projector.a": _TENSOR}, bytes(64), None),
+    "another type": ({"projector.a": {**_TENSOR, "dtype": "PICKLE"}}, bytes(8), None),
+    "brackets": (b"[" * 1_000_000, b"", None),
+    "a pickle": (pickle.dumps({"model": {}}), b"", None),
+}
+
+
+def write_safetensors(kind: str, path: Path) -> None:
+    """Write a safetensors file whose header does not tell the truth."""
+    _safetensors(path, *SAFETENSORS[kind])
+
+
+def write_growing_archive(kind: str, path: Path) -> None:
+    """Write a small archive that fills the memory of whoever reads it all."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if kind == "packed" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/version", "3\n")
+        if kind == "packed":
+            archive.writestr("archive/data.pkl", bytes(200 << 20))
+        if kind == "doubled":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for content in (pickle.dumps({"model": {}}), pickle.dumps(Call(os.system, "true"))):
+                    archive.writestr("archive/data.pkl", content)
+        if kind == "overlapping":
+            archive.writestr("archive/data.pkl", bytes(1000))
+            for i in range(1000):
+                archive.filelist.append(copy.copy(archive.filelist[-1]))
+                archive.filelist[-1].filename = f"archive/data/{i}"

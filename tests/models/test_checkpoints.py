@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -21,14 +23,58 @@ from tests.models import hostile
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
-def test_code_in_a_checkpoint_is_not_run(kind, tmp_path):
+def test_code_in_a_checkpoint_is_not_run(kind, tmp_path, monkeypatch):
     file, marker = tmp_path / "latest-checkpoint.pt", tmp_path / "ran"
     hostile.write(kind, file, marker)
+    asked, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (asked.append(kwargs), load(*args, **kwargs))[1])
+    started = time.process_time()
     with pytest.raises(CheckpointLoadError) as caught:
         read_weights(file)
+    assert time.process_time() - started < 1
     assert not marker.exists()
+    assert len(asked) <= 1 and all(kwargs["weights_only"] is True for kwargs in asked), "no second, laxer try"
     text = str(caught.value)
     assert str(file) in text and "\n" not in text and "weights_only" not in text
+
+
+@pytest.mark.parametrize("kind", hostile.SAFETENSORS)
+def test_a_header_that_lies(kind, tmp_path):
+    file = tmp_path / "latest-checkpoint.safetensors"
+    hostile.write_safetensors(kind, file)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(CheckpointLoadError, match="cannot be read as a checkpoint") as caught:
+        read_weights(file)
+    assert time.process_time() - started < 1 and "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "KiB"
+
+
+@pytest.mark.parametrize("kind", ["packed", "doubled", "overlapping"])
+def test_an_archive_that_grows(kind, tmp_path):
+    file = tmp_path / "latest-checkpoint.pt"
+    hostile.write_growing_archive(kind, file)
+    assert file.stat().st_size < 1 << 20
+    started = time.process_time()
+    with pytest.raises(CheckpointLoadError, match="archive"):
+        read_weights(file)
+    assert time.process_time() - started < 1
+
+
+def test_weights_of_a_backbone_are_read_with_the_same_care(tmp_path):
+    """A folder in the place of an LLM's id, with weights in the older format."""
+    from transformers import LlamaConfig
+
+    from prismatic.models.llm.build import build_llm
+    from prismatic.models.llm.tokenizer import train_tokenizer
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaConfig(vocab_size=300, **sizes).save_pretrained(tmp_path)
+    train_tokenizer(["a b c"], 300).save_pretrained(tmp_path)
+    marker = tmp_path / "ran"
+    hostile.write("reduce of os.system", tmp_path / "pytorch_model.bin", marker)
+    with pytest.raises(ValueError):
+        build_llm(str(tmp_path), pretrained=True)
+    assert not marker.exists()
 
 
 def test_the_hostile_files_would_run(tmp_path):

@@ -100,6 +100,7 @@ def test_encoded_clips_save_the_vision_work(make_vlm):
     vlm = make_vlm()
     passes = []
     vlm.vision_backbone.register_forward_hook(lambda *_: passes.append(1))
+    vlm.memory.limit_bytes = 0  # which would save it by itself
     direct = [vlm.generate(clip(0), prompt(vlm, text), max_new_tokens=6) for text in PROMPTS]
     assert len(passes) == 3
     encoded = vlm.encode_clips(clip(0))

@@ -114,7 +114,7 @@ def _register() -> None:
     AttentionInterface.register(OURS["sdpa"], _by_segment)
     AttentionInterface.register(OURS["varlen"], _by_varlen)
     for name in OURS.values():
-        AttentionMaskInterface.register(name, _mask)
+        AttentionMaskInterface.register(name, mask_of_borders)
 
 
 def _missing(kind: str, device: torch.device, half: bool) -> str | None:
@@ -143,7 +143,7 @@ def _varlen() -> Any:
     return varlen_attn
 
 
-def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def mask_of_borders(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """What stands in the place of a mask: the borders of packed examples, else Transformers' mask for SDPA."""
     from transformers.masking_utils import sdpa_mask
 
@@ -177,8 +177,15 @@ def _by_segment(
     return _loop(module, query, key, value, attention_mask, options), None
 
 
-# A graph per number and length of examples would be compiled anew for each batch.
-@torch.compiler.disable
+@lru_cache(maxsize=1)
+def keep_out_of_graphs() -> None:
+    """To be called before layers are compiled: the loop over examples is not to be, which would be a graph for every
+    number and length of them. Not said where it is defined: that alone imports the whole compiler, for seconds.
+    """
+    global _loop
+    _loop = torch.compiler.disable(_loop)
+
+
 def _loop(
     module: nn.Module,
     query: torch.Tensor,

@@ -186,6 +186,22 @@ def test_batch_beams_and_choices(native_family: str, native) -> None:
     assert likely == pytest.approx(expected, abs=1e-4)
 
 
+def test_further_questions_take_up_what_is_known(native_family: str, native) -> None:
+    vlm = native(native_family)
+    frames, work = _frames(vlm, 4, 7), []
+    vlm.llm_backbone.layers[0].register_forward_pre_hook(lambda _, args: work.append(args[0].shape[1]))
+    builder = vlm.get_prompt_builder()
+    prompts = [builder.get_potential_prompt(text) for text in ("What happens?", "Say more about it, please.", "Why?")]
+    vlm.memory.limit_bytes = 0
+    plain = [vlm.generate(frames, prompt, max_new_tokens=6) for prompt in prompts]
+    whole, work[:] = sum(work), []
+    vlm.memory.limit_bytes = None
+    assert [vlm.generate(frames, prompt, max_new_tokens=6) for prompt in prompts] == plain
+    known = vlm.llm_backbone.separates
+    assert sum(work) < whole - vlm.tokens_per_clip(4) if known else sum(work) == whole
+    assert vlm.generate_batch([frames] * 3, prompts, max_new_tokens=6) == plain
+
+
 def _cut(vlm: Any, frames: np.ndarray, answer: str) -> Example:
     """An example whose answer has no end token: what a choice is measured by."""
     whole, ends = _example(vlm, frames, answer), vlm.llm_backbone.tokenizer(vlm.template.end, add_special_tokens=False)
