@@ -15,11 +15,16 @@ from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
 from prismatic.data.annotations import load_records
+from prismatic.data.by_clips import by_clips
 from prismatic.data.dataset import ClipDataset, MediaReader
 from prismatic.data.loader import StepLoader
 from prismatic.data.pack import collate
+from prismatic.data.watch import ReadingWatch
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
+from prismatic.eval.in_training import TrainingQuestions
+from prismatic.eval.report import write_report
+from prismatic.eval.tasks import TASKS
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.llm import lora
 from prismatic.models.llm.attention import choose_attention, use_attention
@@ -30,6 +35,7 @@ from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
+from prismatic.registry import unknown_id_message
 from prismatic.start import add_adapters, read_start, start_from
 from prismatic.train.context import DataShare, share_data
 from prismatic.train.layers import use_tf32
@@ -37,6 +43,7 @@ from prismatic.train.memory.forecast import Forecast
 from prismatic.train.optim import check_patterns, freeze_matching
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
+from prismatic.train.validation import ValidationSet
 from prismatic.types import Record
 from prismatic.webvid.online import refuse_shared_clips, weave_epochs
 
@@ -52,11 +59,14 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     half = cfg.model.enable_mixed_precision_training and world.device.type == "cuda"
     choose_attention(cfg.model.attention, world.device, half)
     use_tf32(cfg.model.tf32, world.device)
+    if cfg.eval_task is not None and cfg.eval_task not in TASKS:
+        raise ValueError(unknown_id_message("task", cfg.eval_task, TASKS.names(), "--eval_task"))
     read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     train_records = read(cfg.dataset)
-    val_records = read(cfg.val_dataset) if cfg.val_dataset else []
-    if isinstance(train_records, WovenEpochs):
-        refuse_shared_clips(train_records, val_records)
+    val_records = {name: read(data) for name, data in cfg.validation_datasets().items()}
+    for held_out in val_records.values():
+        if isinstance(train_records, WovenEpochs):
+            refuse_shared_clips(train_records, held_out)
     run_dir = prepare_run_dir(cfg)
     definition = run_dir / "llm_backbone"
     start = read_start(cfg)
@@ -78,20 +88,63 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     if share.shards is not None:
         use_context(vlm.llm_backbone, share.shards)
     choose_trained(vlm, cfg)
-    loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share)
-    train_loader = loader(cfg.dataset, train_records, train=True)
+    train_loader = build_loader(cfg.dataset, train_records, cfg=cfg, vlm=vlm, share=share, train=True)
     forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)
     if dist.rank_zero():
         forecast.warn()
-    return Trainer(
+    trainer = Trainer(
         cfg,
         vlm,
         train_loader=train_loader,
-        val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
+        val_loader={
+            name: validation_set(name, rows, cfg=cfg, vlm=vlm, share=share) for name, rows in val_records.items()
+        },
         world=world,
         run_dir=run_dir,
         forecast=forecast,
         frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
+    )
+    trainer.telling.final_page = write_report
+    return trainer
+
+
+def validation_set(
+    name: str, records: Sequence[Sequence[Record]], *, cfg: PretrainConfig, vlm: PrismaticVLM, share: DataShare
+) -> ValidationSet:
+    """One validation dataset, its rows told apart by their number of clips, and what is asked of it while training.
+
+    Of several files, or of rows woven anew in each epoch, those of the first epoch are taken.
+    """
+    data = cfg.validation_datasets()[name]
+    groups = by_clips(records[0])
+    loader = build_loader(data, list(groups.values()), cfg=cfg, vlm=vlm, share=share, train=False)
+    questions = None
+    if cfg.eval_task is not None:
+        questions = TrainingQuestions(
+            data,
+            records[0],
+            media_reader(data, cfg, vlm),
+            task=cfg.eval_task,
+            examples=cfg.eval_examples,
+            options={"max_new_tokens": cfg.eval_max_new_tokens},
+            seed=cfg.seed,
+        )
+        if cfg.best_metric not in ("validation_loss", *questions.names):
+            known = ", ".join(["validation_loss", *questions.names])
+            raise ValueError(f"--best_metric {cfg.best_metric} is no score of {name}; there are {known}")
+    return ValidationSet(loader, tuple(groups), questions)
+
+
+def media_reader(data: DatasetConfig, cfg: PretrainConfig, vlm: PrismaticVLM, train: bool = False) -> MediaReader:
+    """How the media of a dataset are read for this model."""
+    return MediaReader(
+        num_frames=cfg.model.num_frames,
+        sampler=data.sampler,
+        decoder=data.decoder,
+        short_clips=data.short_clips,
+        image_spec=vlm.vision_backbone.image_spec,
+        resize_strategy=vlm.resize_strategy,
+        augmentations=data.augmentations if train else (),
     )
 
 
@@ -241,15 +294,7 @@ def build_dataset(
     caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
     return ClipDataset(
         records,
-        read=MediaReader(
-            num_frames=cfg.model.num_frames,
-            sampler=data.sampler,
-            decoder=data.decoder,
-            short_clips=data.short_clips,
-            image_spec=vlm.vision_backbone.image_spec,
-            resize_strategy=vlm.resize_strategy,
-            augmentations=data.augmentations if train else (),
-        ),
+        read=media_reader(data, cfg, vlm, train),
         # The align stage learns captions alone: no question in front of them.
         template=caption if cfg.stage == "align" else vlm.template,
         tokenizer=tokenizer,
@@ -261,6 +306,7 @@ def build_dataset(
         seed=cfg.seed,
         on_error=data.on_error,
         train=train,
+        watch=ReadingWatch(data.decode_timeout),
     )
 
 

@@ -110,8 +110,8 @@ class Batch:
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
     frames: uint8 [F, 3, R, R]; frames_per_medium: T of each of the M clips, in row-major order of their slots.
     packed: some row holds more than one example (then position_ids carry the borders).
-    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. echo: another
-    process works on the same batch and counts it (context parallelism).
+    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. lengths: of
+    the examples, in positions. echo: another process works on the same batch and counts it (context parallelism).
     """
 
     input_ids: torch.Tensor
@@ -123,6 +123,7 @@ class Batch:
     ids: tuple[str, ...] = ()
     useful: int = 0
     skipped: tuple[Skip, ...] = field(default=())
+    lengths: tuple[int, ...] = ()
     echo: bool = False
 
     @property
@@ -133,7 +134,7 @@ class Batch:
     @property
     def num_frames(self) -> int:
         """F, frames of all media."""
-        return 0 if self.echo else len(self.frames)
+        return 0 if self.echo else sum(self.frames_per_medium)
 
     @property
     def num_label_tokens(self) -> int:

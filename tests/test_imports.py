@@ -22,6 +22,7 @@ LAYERS = {
     "video": 2,
     "data": 3,
     "models": 3,
+    "report": 3,
     "train": 4,
     "webvid": 4,
     "eval": 4,
@@ -38,8 +39,18 @@ LAYERS = {
     "__init__": 8,
     "__main__": 8,
 }
-OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio")
-OPTIONAL += ("schedulefree", "torchao")
+OPTIONAL = (
+    "torchcodec",
+    "flash_attn",
+    "sacrebleu",
+    "rouge_score",
+    "faiss",
+    "ray",
+    "peft",
+    "gradio",
+    "schedulefree",
+    "torchao",
+)
 
 
 def _room(path: Path) -> str:

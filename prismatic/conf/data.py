@@ -72,6 +72,7 @@ class DatasetConfig(draccus.ChoiceRegistry):
     packing: bool = True  # Examples of a forward pass share one row without padding; attention never crosses them
     num_workers: int = 2  # Processes that decode; 0 decodes in the training process
     prefetch: int = 2  # Micro-batches that each of these processes has ready
+    decode_timeout: float = 120.0  # Seconds after which reading a sample is ended (num_workers > 0); 0: never
     on_error: Literal["raise", "skip"] = "raise"  # A broken sample stops the run, or is replaced, counted and listed
     max_skipped_share: float = 0.01  # With on_error skip: the run stops above this share of samples skipped
     weave: OnlineWeaveConfig = field(default_factory=OnlineWeaveConfig)  # Weave clips into examples while training
@@ -104,6 +105,8 @@ class DatasetConfig(draccus.ChoiceRegistry):
             raise ValueError(f"--dataset.num_workers must be 0 or more, got {self.num_workers}")
         if self.prefetch < 1:
             raise ValueError(f"--dataset.prefetch must be 1 or more, got {self.prefetch}")
+        if not 0 <= self.decode_timeout < float("inf"):
+            raise ValueError(f"--dataset.decode_timeout must be 0 (no limit) or seconds, got {self.decode_timeout}")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"--dataset.max_skipped_share must be between 0 and 1, got {self.max_skipped_share}")
         if any(len(name) == 1 for name in self.augmentations):

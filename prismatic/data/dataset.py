@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from prismatic.data.media import MediaReader
 from prismatic.data.rows import RecordRows
 from prismatic.data.sizes import RowSizes, Shape, TextFit, media_of, sizes_of, text_bytes
 from prismatic.data.tokenize import Tokenized, tokenize_chat
+from prismatic.data.watch import ReadingWatch
 from prismatic.data.weave import WovenEpochs
 from prismatic.prompting import ChatTemplate
 from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Example, Record, Skip
@@ -61,7 +63,8 @@ class ClipDataset(Dataset[Example]):
     tokens_per_clip: visual tokens N of a clip of T frames. max_length: longest text in tokens. context_length: places
     that the LLM has, None for no bound. rope_factor: by how much RoPE scaling stretches it already, None where it
     cannot (for the hint of an error). on_error: "raise" stops at a broken sample, "skip" replaces it by another one and
-    says so in Example.skipped. train: False draws the same frames in every epoch.
+    says so in Example.skipped. train: False draws the same frames in every epoch. watch: knows what each reading
+    process is at, and which rows cannot be read without losing one.
     """
 
     records_by_epoch: Sequence[Sequence[Record]]
@@ -76,6 +79,7 @@ class ClipDataset(Dataset[Example]):
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     train: bool = True
+    watch: ReadingWatch = field(default_factory=ReadingWatch)
 
     def __post_init__(self) -> None:
         self.template = self.template.for_tokenizer(self.tokenizer)
@@ -98,7 +102,8 @@ class ClipDataset(Dataset[Example]):
         for attempt in range(MAX_REPLACEMENTS + 1):
             record = self._read_row(position.epoch, index)
             try:
-                return replace(self._example(record, position.epoch, index), skipped=tuple(skipped))
+                example = self.watch.read(position.epoch, index, partial(self._example, record, position.epoch, index))
+                return replace(example, skipped=tuple(skipped))
             except (ValueError, OSError) as error:
                 if self.on_error == "raise":
                     raise SampleError(

@@ -6,6 +6,7 @@ there, nothing is read again.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -24,10 +25,15 @@ from prismatic.data import plan
 from prismatic.data.dataset import FILLER_LENGTH, Position, SampleError
 from prismatic.data.largest import Batching, largest_rows
 from prismatic.data.order import EpochOrder
+from prismatic.data.watch import ReadingWatch
 from prismatic.types import Batch, Example
 
 Positions = tuple[Position, ...]
 Collate = Callable[[list[Example]], Batch]
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # of the reading processes without a step between them
 
 
 class WorkerError(OSError):
@@ -91,26 +97,47 @@ class StepLoader:
     def iterate(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step of an epoch, from `start_step` on.
 
-        Raises SampleError for a broken sample, WorkerError when a reading process has died.
+        A reading process that dies is replaced, and what was under way is read again: nothing is lost or doubled. A
+        sample that kills or holds up its process again is treated as a broken one. Raises SampleError for a broken
+        sample, WorkerError when reading processes die again and again.
         """
-        self._schedule.positions = self._positions(epoch, start_step)
-        step: list[Batch] = []
-        try:
-            for batch in self._loader:
-                if isinstance(batch, _Failure):
-                    raise SampleError(batch.text)
-                step.append(batch)
-                if len(step) == self.micro_batches:
-                    yield step
-                    step = []
-        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
-            death = self._death(error)
-            if death is None:
-                raise
+        done, restarts = start_step, 0
+        while True:
+            self._schedule.positions = self.positions(epoch, done)
+            step: list[Batch] = []
+            try:
+                for batch in self._loader:
+                    if isinstance(batch, _Failure):
+                        raise SampleError(batch.text)
+                    step.append(batch)
+                    if len(step) == self.micro_batches:
+                        done, restarts = done + 1, 0
+                        yield step
+                        step = []
+                return
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+                death = self._death(error)
+                if death is None:
+                    raise
+                restarts += 1
+                self._restart(death, restarts, error)
+
+    def _restart(self, death: str, restarts: int, error: Exception) -> None:
+        """New reading processes for those of which one has died, if that may help; else raises WorkerError."""
+        watch: ReadingWatch | None = getattr(self.dataset, "watch", None)
+        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+        dead = [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
+        happened = watch.look_at(dead) if watch is not None else []
+        if restarts > MAX_RESTARTS:
             raise WorkerError(
-                f"a process that reads data has died ({death}); it may have been out of memory: lower "
-                "--dataset.num_workers or the batch size, or use --dataset.num_workers 0 to see the reason"
+                f"a process that reads data has died ({death}), and so have {MAX_RESTARTS} started in its place; it "
+                "may have been out of memory: lower --dataset.num_workers or the batch size, or use "
+                "--dataset.num_workers 0 to see the reason"
             ) from error
+        log.warning(
+            f"A process that reads data has died ({'; '.join(happened) or death}); reading goes on with new ones"
+        )
+        self._loader = self._start()
 
     def largest(self) -> Batch:
         """The micro-batch with the most positions of the first epoch, of any process, read in this one.
@@ -138,7 +165,8 @@ class StepLoader:
         """End the reading processes. The loader can be used again; it starts new ones."""
         self._loader = self._start()
 
-    def _positions(self, epoch: int, start_step: int) -> Iterator[Positions]:
+    def positions(self, epoch: int, start_step: int = 0) -> Iterator[Positions]:
+        """What `iterate` reads, one micro-batch of this process after another: the plan alone, no example is made."""
         order = EpochOrder(self.num_examples(epoch), self.seed, epoch, self.global_batch_size, self.shuffle)
         groups = self.global_batch_size // self.per_device_batch_size
         for step in range(start_step, len(order)):

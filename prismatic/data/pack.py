@@ -44,5 +44,6 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         packed=packing and len(examples) > 1,
         ids=tuple(example.id for example in examples),
         useful=sum(lengths),
+        lengths=tuple(lengths),
         skipped=tuple(skip for example in examples for skip in example.skipped),
     )

@@ -8,6 +8,8 @@ that precision and code path are the same everywhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,16 +94,23 @@ def shard(
         raise ValueError("--model.cpu_offload true: this run computes on the CPU, where its weights are; leave it out")
     place = _unit_options(policy, _mesh(world, row), cpu_offload)
     for unit in vlm.fsdp_units():
-        # What is frozen and has no backward pass is gathered once for all: it is small, and never changes.
-        kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
-        reshard_after = row.reshard_after_forward and not kept
-        fully_shard(unit, reshard_after_forward=reshard_after, **place)
-        if kept:
+        fully_shard(unit, reshard_after_forward=_frees(vlm, unit, row), **place)
+        if _kept(vlm, unit):
             unit.set_reshard_after_backward(False)  # The end of each backward pass frees every unit otherwise
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
     fully_shard(vlm, reshard_after_forward=False, **place)
     return vlm
+
+
+def _kept(vlm: PrismaticVLM, unit: nn.Module) -> bool:
+    """Whether a unit is gathered once for all: a tower that is frozen has no backward pass, and never changes."""
+    return unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
+
+
+def _frees(vlm: PrismaticVLM, unit: nn.Module, row: Strategy) -> bool:
+    """Whether a unit's gathered weights are freed after its forward pass."""
+    return row.reshard_after_forward and not _kept(vlm, unit)
 
 
 def _unit_options(policy: MixedPrecisionPolicy, mesh: DeviceMesh, cpu_offload: bool) -> dict[str, Any]:
@@ -156,3 +165,24 @@ def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
             for tensor in tensors:
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def gathered(vlm: nn.Module, strategy: str) -> Iterator[None]:
+    """Inside, every process has all weights in the precision of computing, and no forward pass talks to the others.
+
+    For work that processes do at their own pace, such as generating answers of different lengths. The model must have
+    run forward as a whole before; every process enters and leaves.
+    """
+    units = [module for module in vlm.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            # As `shard` has set it: the root never frees its weights between forward and backward.
+            frees = unit is not vlm and _frees(vlm, unit, STRATEGIES.get(strategy))
+            unit.set_reshard_after_forward(frees, recurse=False)

@@ -85,7 +85,7 @@ def letterbox(frames: np.ndarray, spec: ImageSpec) -> torch.Tensor:
 def _scale(frames: np.ndarray, height: int, width: int, interpolation: str) -> torch.Tensor:
     """uint8 [T, 3, height, width], antialiased when it gets smaller (but for "nearest")."""
     if frames.shape[1:3] == (height, width):
-        return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
     scaled = np.empty((len(frames), height, width, 3), np.uint8)
     for source, target in zip(frames, scaled, strict=True):
         target[:] = np.asarray(Image.fromarray(source).resize((width, height), INTERPOLATIONS[interpolation]))

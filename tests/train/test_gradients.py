@@ -50,9 +50,7 @@ def test_micro_batches_and_packing(data: Path, expected: dict, micro_batches: in
     _assert_same(found, expected)
 
 
-def test_two_processes_with_batches_of_their_own_and_shared_ones(
-    data: Path, expected: dict, tmp_path: Path
-) -> None:
+def test_two_processes_with_batches_of_their_own_and_shared_ones(data: Path, expected: dict, tmp_path: Path) -> None:
     options = {"root": str(data), "layouts": [[4, 1], [2, 1], [8, 2], [2, 2]], "out": str(tmp_path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

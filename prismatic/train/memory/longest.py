@@ -9,14 +9,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prismatic import dist
 from prismatic.data.dataset import SampleError
 from prismatic.dist import World
+from prismatic.train.memory.forecast import memory_told
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
     from prismatic.data.loader import StepLoader
+    from prismatic.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+def go_first(trainer: Trainer) -> None:
+    """Try the longest batch of a run that wants it (`--longest_batch_first`); every process calls it.
+
+    Raises TrainingError that says what to type when memory runs out.
+    """
+    wanted, device = trainer.cfg.longest_batch_first, trainer.world.device.type
+    if wanted == "never" or (wanted == "auto" and device != "cuda"):
+        return
+    batch = largest_batch(trainer.train_loader)
+    if not all(dist.gather_objects(batch is not None)):
+        return
+    assert batch is not None
+    stage = trainer.stage
+    trainer._set_training(True)
+    together = stage.per_device_batch_size * trainer.world.world_size // trainer.cfg.context_parallel_size
+    passes = 2 if stage.global_batch_size > together else 1
+    with memory_told(trainer.forecast, lambda: "the longest batch, tried before the first step"):
+        try_out(trainer.vlm, trainer.optimizer, batch, trainer.world, passes=passes)
 
 
 def largest_batch(loader: StepLoader) -> Batch | None:
