@@ -91,7 +91,7 @@ class PretrainConfig:
             return
         if self.model.model_path is not None:
             raise ValueError(f"{flag} {size} is for composed models, not for --model.type hf-vlm; leave it out")
-        if not self.dataset.packing or (self.val_dataset is not None and not self.val_dataset.packing):
+        if not all(data.packing for data in (self.dataset, *self.validation_datasets().values())):
             raise ValueError(f"{flag} {size} shares batches of one row; pass --dataset.packing true (val_dataset too)")
 
     def validate(self, world_size: int = 1) -> None:

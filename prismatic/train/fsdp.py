@@ -98,17 +98,24 @@ def shard(
     place = _unit_options(policy, _mesh(world, row), cpu_offload)
     whole = vlm.vision_backbone.to(world.device) if vlm.whole_vision else None
     for unit in [unit for unit in vlm.fsdp_units() if unit is not whole]:
-        # What is frozen and has no backward pass is gathered once for all: it is small, and never changes.
-        kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
-        reshard_after = row.reshard_after_forward and not kept
-        fully_shard(unit, reshard_after_forward=reshard_after, **place)
-        if kept:
+        fully_shard(unit, reshard_after_forward=_frees(vlm, unit, row), **place)
+        if _kept(vlm, unit):
             unit.set_reshard_after_backward(False)  # The end of each backward pass frees every unit otherwise
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
     ignored = set(whole.parameters()) if whole is not None else None
     fully_shard(vlm, reshard_after_forward=False, ignored_params=ignored, **place)
     return vlm
+
+
+def _kept(vlm: PrismaticVLM, unit: nn.Module) -> bool:
+    """Whether a unit is gathered once for all: a tower that is frozen has no backward pass, and never changes."""
+    return unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
+
+
+def _frees(vlm: PrismaticVLM, unit: nn.Module, row: Strategy) -> bool:
+    """Whether a unit's gathered weights are freed after its forward pass."""
+    return row.reshard_after_forward and not _kept(vlm, unit)
 
 
 def _unit_options(policy: MixedPrecisionPolicy, mesh: DeviceMesh, cpu_offload: bool) -> dict[str, Any]:
@@ -183,4 +190,5 @@ def gathered(vlm: nn.Module, strategy: str) -> Iterator[None]:
         for unit in units:
             unit.reshard()
             # As `shard` has set it: the root never frees its weights between forward and backward.
-            unit.set_reshard_after_forward(unit is not vlm and STRATEGIES.get(strategy).reshard_after_forward, False)
+            frees = unit is not vlm and _frees(vlm, unit, STRATEGIES.get(strategy))
+            unit.set_reshard_after_forward(frees, recurse=False)

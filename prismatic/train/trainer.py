@@ -169,7 +169,7 @@ class Trainer:
             )
             first_step = self.at.step
             with self.telling.run(resumed_from), self.saver, self.features or nullcontext():
-                longest.first(self)
+                longest.go_first(self)
                 with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
                     code = self._run()
         if dist.rank_zero():

@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def go_first(trainer: Trainer) -> None:
+    """Try the longest batch of a run that wants it (`--longest_batch_first`); every process calls it.
+
+    Raises TrainingError that says what to type when memory runs out.
+    """
+    wanted, device = trainer.cfg.longest_batch_first, trainer.world.device.type
+    if wanted == "never" or (wanted == "auto" and device != "cuda"):
+        return
+    batch = largest_batch(trainer.train_loader)
+    if not all(dist.gather_objects(batch is not None)):
+        return
+    assert batch is not None
+    stage = trainer.stage
+    trainer.set_training(True)
+    together = stage.per_device_batch_size * trainer.world.world_size // trainer.cfg.context_parallel_size
+    passes = 2 if stage.global_batch_size > together else 1
+    with memory_told(trainer.forecast, lambda: "the longest batch, tried before the first step"):
+        try_out(trainer.vlm, trainer.optimizer, batch, trainer.world, passes=passes)
+
+
 def largest_batch(loader: StepLoader) -> Batch | None:
     """The largest micro-batch of the first epoch, read in this process; None when it cannot be read."""
     try:
@@ -29,25 +49,6 @@ def largest_batch(loader: StepLoader) -> Batch | None:
     except (SampleError, OSError) as error:
         log.warning("the longest batch is not tried first: %s", error)
         return None
-
-
-def first(trainer: Trainer) -> None:
-    """Before the first step, if `--longest_batch_first` asks for it: `try_out` of the largest batch.
-
-    Left out, with a warning, where a process cannot read it. Every process calls it.
-    """
-    cfg, stage, world = trainer.cfg, trainer.stage, trainer.world
-    if cfg.longest_batch_first == "never" or (cfg.longest_batch_first == "auto" and world.device.type != "cuda"):
-        return
-    batch = largest_batch(trainer.train_loader)
-    if not all(dist.gather_objects(batch is not None)):
-        return
-    assert batch is not None
-    trainer.set_training(True)
-    together = stage.per_device_batch_size * world.world_size // cfg.context_parallel_size
-    passes = 2 if stage.global_batch_size > together else 1
-    with memory_told(trainer.forecast, lambda: "the longest batch, tried before the first step"):
-        try_out(trainer.vlm, trainer.optimizer, batch, world, passes=passes)
 
 
 def try_out(vlm: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, world: World, *, passes: int) -> None:

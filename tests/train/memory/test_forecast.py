@@ -114,7 +114,7 @@ def test_trying_the_longest_batch_first_leaves_no_trace(trainer: Make, caplog: p
         tried = trainer(run_id="tried", dropout=0.3, stage="full-finetune", longest_batch_first="always")
         state = torch.get_rng_state()
         before = {k: v.clone() for k, v in tried.vlm.state_dict().items()}
-        longest.first(tried)
+        longest.go_first(tried)
         assert torch.equal(torch.get_rng_state(), state)
         after = tried.vlm.state_dict()
         assert all(torch.equal(_local(after[key]), _local(value)) for key, value in before.items())
