@@ -64,7 +64,7 @@ def line_chart(
     lines = [line for line in lines if line.curve.steps]
     if not lines:
         return ""
-    values = [v for line in lines for v in (line.curve.lows + line.curve.highs if line.band else line.curve.means)]
+    values = [v for line in lines for v in ([*line.curve.lows, *line.curve.highs] if line.band else line.curve.means)]
     steps = [step for line in lines for step in line.curve.steps]
     x = _linear(
         0 if min(steps) < 0.1 * max(steps) else min(steps), max(steps), LEFT, width - RIGHT, width // 120, whole=True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CAPACITY = 600  # points of a curve: what a drawing as wide as a page can show
+CAPACITY = 500  # points of a curve: what a drawing as wide as a page can show
 
 
 @dataclass
@@ -19,10 +20,11 @@ class Curve:
     steps: the last step of each point. means, lows, highs: of its values. last: the newest value. best: the lowest.
     """
 
-    steps: list[int] = field(default_factory=list)
-    means: list[float] = field(default_factory=list)
-    lows: list[float] = field(default_factory=list)
-    highs: list[float] = field(default_factory=list)
+    # Arrays: a list of floats takes four times as much, and a run has twenty curves.
+    steps: MutableSequence[int] = field(default_factory=lambda: array("q"))
+    means: MutableSequence[float] = field(default_factory=lambda: array("d"))
+    lows: MutableSequence[float] = field(default_factory=lambda: array("d"))
+    highs: MutableSequence[float] = field(default_factory=lambda: array("d"))
     last: float | None = None
     best: float | None = None
     stride: int = 1
@@ -51,9 +53,9 @@ class Curve:
     def _halve(self) -> None:
         # Whole points only stand here: 2 CAPACITY of them is even.
         self.steps = self.steps[1::2]
-        self.means = [(a + b) / 2 for a, b in zip(self.means[::2], self.means[1::2], strict=True)]
-        self.lows = [min(a, b) for a, b in zip(self.lows[::2], self.lows[1::2], strict=True)]
-        self.highs = [max(a, b) for a, b in zip(self.highs[::2], self.highs[1::2], strict=True)]
+        self.means = array("d", ((a + b) / 2 for a, b in zip(self.means[::2], self.means[1::2], strict=True)))
+        self.lows = array("d", map(min, self.lows[::2], self.lows[1::2]))
+        self.highs = array("d", map(max, self.highs[::2], self.highs[1::2]))
         self.stride *= 2
 
 

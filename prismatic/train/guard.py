@@ -64,6 +64,7 @@ class StepGuard:
             self.leave_out(
                 step, text.partition(": ")[2], concerned(batches, [0.0] * len(batches)), "Look at these rows"
             )
+            stepper.leave_out([])
             return None
         kept = stepper.buffers() if self.skips else []
         gradients = stepper.backward(batches, counts.label_tokens)

@@ -200,8 +200,8 @@ def test_a_log_that_was_cut_off_and_one_that_is_none(tmp_path: Path) -> None:
     log = run_dir / "log-name.jsonl"
     log.write_text(log.read_text() + '{"Finetune/Step": 4, "Fine')
     history = read_history(run_dir)
-    assert history.curve("Loss (Raw)").steps == [1, 2, 3]
-    assert history.curve("Validation Loss").means == [0.4321]
+    assert list(history.curve("Loss (Raw)").steps) == [1, 2, 3]
+    assert list(history.curve("Validation Loss").means) == [0.4321]
     log.write_text("no json\n{}\n")
     with pytest.raises(ValueError, match=r"log-name.jsonl, line 1: not JSON"):
         read_history(run_dir)

@@ -20,7 +20,9 @@ def test_a_curve_of_any_length_keeps_its_shape(count: int) -> None:
     curve = Curve()
     for step in range(1, count + 1):
         curve.add(step, 100.0 if step == count // 2 + 1 else step / count)
-    assert len(curve.steps) <= 2 * CAPACITY and curve.steps[-1] == count and curve.steps == sorted(set(curve.steps))
+    assert (
+        len(curve.steps) <= 2 * CAPACITY and curve.steps[-1] == count and list(curve.steps) == sorted(set(curve.steps))
+    )
     assert max(curve.highs) == 100.0 and min(curve.lows) >= 0  # a single spike is seen however long the run
     assert len(curve.steps) == len(curve.means) == len(curve.lows) == len(curve.highs)
     weights = [b - a for a, b in zip([0, *curve.steps[:-1]], curve.steps, strict=True)]
@@ -33,7 +35,7 @@ def test_what_is_no_number_leaves_no_point() -> None:
     history = History()
     for value in (1.0, float("nan"), float("inf"), None, "text", True, 2.0):
         history.add({"Finetune/Step": 1, "Finetune/Loss": value})
-    assert history.curve("Loss").means == [1.0, 2.0] and history.curve("nothing").steps == []
+    assert list(history.curve("Loss").means) == [1.0, 2.0] and not history.curve("nothing").steps
 
 
 def test_smoothing_is_a_mean_of_the_last_points() -> None:
