@@ -2,7 +2,8 @@
 
 Padded batches with a 2-D mask, logits of every position in fp32, the LLM's layers always recomputed in the backward
 pass, the frozen vision backbone run anew each step (with its last block, whose output nobody uses), and PIL on PNG
-frames, normalised on the CPU one by one. Same weights, same loss, same gradients: only the way there is another.
+frames, normalised on the CPU one by one. Linear layers are PyTorch's own. Same weights, same loss, same gradients: only
+the way there is another.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.nn.utils.rnn import pad_sequence
 
 from prismatic.data.dataset import ClipDataset
+from prismatic.models.linear import OneDNNLinear
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, ImageSpec, Record
 
@@ -80,10 +82,37 @@ def read_batch(dataset: ClipDataset, records: Sequence[Record]) -> ReferenceBatc
     return collate([read_item(dataset, record) for record in records], dataset.tokenizer.pad_token_id)
 
 
-class Reference:
-    """Trains `vlm` (timm ViT, concat, visual tokens after BOS; changed in place) the plain way.
+def concat(features: torch.Tensor) -> torch.Tensor:
+    """Features [T, P, Dv] of a clip, one frame after the other: [T P, Dv]."""
+    return features.flatten(0, 1)
 
-    learning_rate, weight_decay, max_grad_norm: of AdamW, matrices alone decayed, as our trainer does.
+
+def st_pool(features: torch.Tensor) -> torch.Tensor:
+    """Video-ChatGPT's: the mean of each frame, then the mean of each patch over time: [T + P, Dv]."""
+    return torch.cat([torch.stack([frame.mean(0) for frame in features]), sum(features) / len(features)])
+
+
+def pool2(features: torch.Tensor) -> torch.Tensor:
+    """Means of 2 x 2 neighbouring patches of each frame (an even square grid): [T P / 4, Dv]."""
+    T, P, Dv = features.shape
+    side = round(P**0.5)
+    grid = features.view(T, side // 2, 2, side // 2, 2, Dv)
+    return grid.mean(dim=(2, 4)).reshape(-1, Dv)
+
+
+def mean(features: torch.Tensor) -> torch.Tensor:
+    """The mean of each patch over time: [P, Dv]."""
+    return sum(features) / len(features)
+
+
+AGGREGATES = {"concat": concat, "stpool": st_pool, "pool2": pool2, "mean": mean}
+
+
+class Reference:
+    """Trains `vlm` (timm ViT, visual tokens after BOS; changed in place) the plain way.
+
+    aggregate: of AGGREGATES. learning_rate, weight_decay, max_grad_norm: of AdamW, matrices alone decayed, as our
+    trainer does.
     """
 
     def __init__(
@@ -94,8 +123,13 @@ class Reference:
         weight_decay: float = 0.1,
         max_grad_norm: float = 1.0,
         recompute: bool = True,
+        aggregate: str = "concat",
     ) -> None:
         self.vlm, self.max_grad_norm = vlm.train(), max_grad_norm
+        self.aggregate = AGGREGATES[aggregate]
+        for module in vlm.modules():
+            if type(module) is OneDNNLinear:
+                module.__class__ = nn.Linear
         parameters = [p for p in vlm.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -116,11 +150,11 @@ class Reference:
     def loss(self, batch: ReferenceBatch) -> torch.Tensor:
         """Mean loss over the label tokens of a batch, an fp32 scalar."""
         counts = [len(pixels) for pixels in batch.pixels]
-        visual = self.vlm.projector(self.features(torch.cat(batch.pixels)))  # [F, P, D]
+        clips = self.features(torch.cat(batch.pixels)).split(counts)  # [T, P, Dv] each
+        visual = [self.vlm.projector(self.aggregate(clip)) for clip in clips]  # [N, D] each
         text = self.vlm.llm_backbone.embed(batch.input_ids)
         rows, labels, masks = [], [], []
-        for row, patches in enumerate(visual.split(counts)):
-            patches = patches.flatten(0, 1)
+        for row, patches in enumerate(visual):
             rows.append(torch.cat([text[row, :1], patches, text[row, 1:]]))
             nothing = torch.full((len(patches),), IGNORE_INDEX)
             labels.append(torch.cat([batch.labels[row, :1], nothing, batch.labels[row, 1:]]))

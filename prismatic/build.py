@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismatic import dist
-from prismatic.conf.data import DatasetConfig
+from prismatic.build_data import build_loader, conversation_texts, read_annotations, validation_set
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
-from prismatic.data.annotations import load_records
-from prismatic.data.dataset import ClipDataset, MediaReader
-from prismatic.data.loader import StepLoader
-from prismatic.data.pack import collate
 from prismatic.data.weave import WovenEpochs
 from prismatic.dist import World
+from prismatic.eval.report import write_report
+from prismatic.eval.tasks import TASKS
 from prismatic.models.aggregators import build_aggregator
 from prismatic.models.llm import lora
 from prismatic.models.llm.attention import choose_attention, use_attention
 from prismatic.models.llm.build import build_llm
+from prismatic.models.llm.context import use_context
 from prismatic.models.native.build import NativeSource, build_native
 from prismatic.models.projectors import build_projector
 from prismatic.models.vision.zoo import build_vision
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES, ChatTemplate, tokenizer_template
+from prismatic.registry import unknown_id_message
 from prismatic.start import add_adapters, read_start, start_from
+from prismatic.train.context import share_data
+from prismatic.train.features import FeatureRun, cache_of
 from prismatic.train.layers import use_tf32
+from prismatic.train.memory.forecast import Forecast
+from prismatic.train.optim import check_patterns, freeze_matching
 from prismatic.train.run_dir import prepare_run_dir
 from prismatic.train.trainer import Trainer, check_stage
-from prismatic.types import Record
-from prismatic.webvid.online import refuse_shared_clips, weave_epochs
+from prismatic.webvid.online import refuse_shared_clips
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,15 +47,18 @@ log = logging.getLogger(__name__)
 
 def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     """A trainer that is ready to fit. Everything that can be wrong with the input is said before a weight is read."""
-    check_stage(cfg.model.stage(cfg.stage))
+    check_stage(cfg.model.stage(cfg.stage), cfg.model.cpu_offload)
+    if cfg.eval_task is not None and cfg.eval_task not in TASKS:
+        raise ValueError(unknown_id_message("task", cfg.eval_task, TASKS.names(), "--eval_task"))
     half = cfg.model.enable_mixed_precision_training and world.device.type == "cuda"
     choose_attention(cfg.model.attention, world.device, half)
     use_tf32(cfg.model.tf32, world.device)
     read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     train_records = read(cfg.dataset)
-    val_records = read(cfg.val_dataset) if cfg.val_dataset else []
-    if isinstance(train_records, WovenEpochs):
-        refuse_shared_clips(train_records, val_records)
+    val_records = {name: read(data) for name, data in cfg.validation_datasets().items()}
+    for held_out in val_records.values():
+        if isinstance(train_records, WovenEpochs):
+            refuse_shared_clips(train_records, held_out)
     run_dir = prepare_run_dir(cfg)
     definition = run_dir / "llm_backbone"
     start = read_start(cfg)
@@ -70,17 +76,41 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     add_adapters(vlm, cfg)
     attention = use_attention(vlm.llm_backbone, cfg.model.attention, world.device, half)
     log.info(f"Attention of the LLM: {attention.removeprefix('prismatic_')}; recomputed: {cfg.model.recompute}")
-    vlm.freeze(cfg.stage)
-    loader = partial(build_loader, cfg=cfg, vlm=vlm, world=world)
-    return Trainer(
+    share = share_data(world, cfg.context_parallel_size)
+    if share.shards is not None:
+        use_context(vlm.llm_backbone, share.shards)
+    choose_trained(vlm, cfg)
+    cache = cache_of(cfg, vlm.trainable_modules())
+    loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share, cache=cache)
+    train_loader = loader(cfg.dataset, train_records, train=True)
+    forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)
+    if dist.rank_zero():
+        forecast.warn()
+    trainer = Trainer(
         cfg,
         vlm,
-        train_loader=loader(cfg.dataset, train_records, train=True),
-        val_loader=loader(cfg.val_dataset, val_records, train=False) if cfg.val_dataset else None,
+        train_loader=train_loader,
+        val_loader={
+            name: validation_set(name, rows, cfg=cfg, vlm=vlm, share=share, cache=cache)
+            for name, rows in val_records.items()
+        },
         world=world,
         run_dir=run_dir,
         frozen_modules=[n for n in unsaved if n not in vlm.trainable_modules() or lora.has_adapter(getattr(vlm, n))],
+        features=FeatureRun(cfg, cache, train_records, val_records) if cache else None,
     )
+    trainer.forecast, trainer.telling.final_page = forecast, write_report
+    return trainer
+
+
+def choose_trained(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
+    """Freeze what the stage does not train, then what `--model.freeze` names.
+
+    Raises ValueError for a pattern, there or in `--model.learning_rates`, that matches no weight to train.
+    """
+    vlm.freeze(cfg.stage)
+    freeze_matching(vlm, cfg.model.freeze)
+    check_patterns(vlm, cfg.model.learning_rates)
 
 
 def build_vlm(
@@ -171,92 +201,3 @@ def save_llm_definition(vlm: PrismaticVLM, folder: Path) -> None:
         vlm.llm_backbone.save_definition(partial_folder)
         partial_folder.rename(folder)
     dist.barrier()
-
-
-def build_loader(
-    data: DatasetConfig,
-    records: Sequence[Sequence[Record]],
-    *,
-    cfg: PretrainConfig,
-    vlm: PrismaticVLM,
-    world: World,
-    train: bool,
-) -> StepLoader:
-    """Batches of one dataset for this process, in an order that depends on the seed alone."""
-    stage = cfg.model.stage(cfg.stage)
-    dataset = build_dataset(data, records, cfg=cfg, vlm=vlm, train=train)
-    dataset.check()
-    return StepLoader(
-        dataset,
-        partial(collate, pad_token_id=vlm.llm_backbone.tokenizer.pad_token_id, packing=data.packing),
-        num_examples=dataset.num_examples,
-        global_batch_size=stage.global_batch_size,
-        per_device_batch_size=stage.per_device_batch_size,
-        seed=cfg.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        num_workers=data.num_workers,
-        shuffle=train,
-    )
-
-
-def build_dataset(
-    data: DatasetConfig,
-    records: Sequence[Sequence[Record]],
-    *,
-    cfg: PretrainConfig,
-    vlm: PrismaticVLM,
-    train: bool,
-) -> ClipDataset:
-    """The examples of one dataset, as this model is trained on them."""
-    tokenizer = vlm.llm_backbone.tokenizer
-    caption = TEMPLATES.get("caption").for_tokenizer(tokenizer)
-    return ClipDataset(
-        records,
-        read=MediaReader(
-            num_frames=cfg.model.num_frames,
-            sampler=data.sampler,
-            decoder=data.decoder,
-            short_clips=data.short_clips,
-            image_spec=vlm.vision_backbone.image_spec,
-            resize_strategy=vlm.resize_strategy,
-            augmentations=data.augmentations if train else (),
-        ),
-        # The align stage learns captions alone: no question in front of them.
-        template=caption if cfg.stage == "align" else vlm.template,
-        tokenizer=tokenizer,
-        layout=vlm.layout,
-        max_length=cfg.model.llm_max_length,
-        tokens_per_clip=vlm.tokens_per_clip,
-        context_length=vlm.llm_backbone.context_length,
-        rope_factor=vlm.llm_backbone.rope_factor,
-        seed=cfg.seed,
-        on_error=data.on_error,
-        train=train,
-    )
-
-
-def read_annotations(
-    data: DatasetConfig, stage: str, *, seed: int = 0, num_frames: int = 1
-) -> Sequence[Sequence[Record]]:
-    """The rows of each epoch: of each annotation file in turn, or woven anew of one file's clips.
-
-    Raises ValueError naming file and row.
-    """
-    if data.weave.enabled:
-        return weave_epochs(data, stage, seed=seed, num_frames=num_frames)
-    files, media_root = data.components(stage)
-    for file in files:
-        if file.suffix == ".parquet":
-            raise ValueError(
-                f"{file} is a catalog of clips; pass --dataset.weave.videos_per_example 4 (or 1) to train on it"
-            )
-    return [load_records(file, media_root) for file in files]
-
-
-def conversation_texts(records: Sequence[Sequence[Record]]) -> Iterable[str]:
-    """Every message of the data: what a tokenizer that is trained on the spot sees."""
-    for epoch in records:
-        for record in epoch:
-            for turn in record.turns:
-                yield turn.text

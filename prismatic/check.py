@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from prismatic.build import build_dataset
-from prismatic.conf.data import DatasetConfig
+from prismatic.build_data import build_dataset
+from prismatic.conf.data import DatasetConfig, url_of
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.webvid_rows import ValidateConfig
 from prismatic.data.annotation_files import AnnotationError, read_rows
@@ -175,7 +175,7 @@ def _files(given: Path | list[Path]) -> list[Path]:
 
 def _read(file: Path, media_root: Path, findings: Findings) -> RecordTable:
     """The rows that can be understood; the others become problems."""
-    root = MediaRoot(media_root)
+    root = MediaRoot(url_of(media_root) or media_root)
 
     def records() -> Iterator[Record]:
         for row in tqdm(read_rows(file, seed=0), unit="row", desc=f"reading {file.name}"):
@@ -203,32 +203,60 @@ def _work(job: tuple[int, int]) -> Findings:
     return _checker.check_rows(*job)
 
 
+def _work_one(place: tuple[int, int]) -> Findings:
+    assert _checker is not None
+    return _checker.check(_checker.tables[place[0]][place[1]])
+
+
+def _pool(checker: Checker, processes: int) -> ProcessPoolExecutor:
+    """Processes forked from this one, so that nothing is copied."""
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(checker,))
+
+
 def _check_all(checker: Checker, table: RecordTable, num_workers: int) -> Findings:
-    """The rows of one table, in order, by processes forked from this one so that nothing is copied."""
+    """The rows of one table, in order. A row whose process dies is a problem of that row, not of the check."""
     number = next(i for i, t in enumerate(checker.tables) if t is table)
     jobs = [(number, start) for start in range(0, len(table), ROWS_AT_A_TIME)]
     found = Findings()
     with tqdm(total=len(table), unit="row", desc="checking") as bar:
+
+        def add(result: Findings) -> None:
+            found.add(result)
+            bar.update(result.rows)
+
         if not num_workers or "fork" not in multiprocessing.get_all_start_methods():
-            results: Iterator[Findings] = (checker.check_rows(*job) for job in jobs)
-            for result in results:
-                found.add(result)
-                bar.update(result.rows)
+            for job in jobs:
+                add(checker.check_rows(*job))
             return found
         done = 0
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(checker,)) as pool:
-            try:
-                for result in pool.map(_work, jobs):
-                    found.add(result)
-                    bar.update(result.rows)
+        while done < len(jobs):
+            with _pool(checker, num_workers) as pool:
+                try:
+                    for result in pool.map(_work, jobs[done:]):
+                        add(result)
+                        done += 1
+                except BrokenProcessPool:
+                    # It was at these rows or at some that follow; then the next turn ends there.
+                    add(_one_by_one(checker, table, jobs[done]))
                     done += 1
-            except BrokenProcessPool as error:
-                first = table[jobs[done][1]].source
-                raise ValueError(
-                    f"a process that looked at the rows from {first} on has died; one of their media may be the "
-                    "reason: --num_workers 0 shows where, and dies too"
-                ) from error
+    return found
+
+
+def _one_by_one(checker: Checker, table: RecordTable, job: tuple[int, int]) -> Findings:
+    found = Findings()
+    number, start = job
+    place, end = start, min(start + ROWS_AT_A_TIME, len(table))
+    while place < end:
+        with _pool(checker, 1) as pool:
+            try:
+                while place < end:
+                    found.add(pool.submit(_work_one, (number, place)).result())
+                    place += 1
+            except BrokenProcessPool:
+                text = "the process that looked at it died; one of its media crashes the decoder"
+                found.add(Findings([Problem("decode", table[place].source, text)], rows=1))
+                place += 1
     return found
 
 

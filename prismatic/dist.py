@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import datetime
 import gc
+import json
 import logging
 import os
 import sys
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +69,43 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(local_rank)
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=where if use_cuda else None)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(_agree_on_life(store, rank, world_size), store)
+        device_id = where if use_cuda else None
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT, device_id=device_id
+        )
     else:
         # A store inside this process: no port to pick, none to clash.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     return World(rank, local_rank, world_size, where, backend, local_world_size)
+
+
+def _agree_on_life(store: dist.Store, rank: int, world_size: int) -> str:
+    """A name that the processes of this life of the group have in common, and no earlier life had.
+
+    torchrun's store outlives the processes: after a restart (--max-restarts) it still holds the addresses of the dead
+    ones (pytorch issue 135712), and its restart count differs from machine to machine. So each process leaves a word of
+    its own; rank 0 answers with the words that it has read, again and again, until each finds its own among them.
+    """
+    word, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    others = range(1, world_size)
+    if rank:
+        store.set(f"prismatic/word/{rank}", word)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            heard = [n for n in others if store.check([f"prismatic/word/{n}"])]
+            words = {n: store.get(f"prismatic/word/{n}").decode() for n in heard}
+            store.set("prismatic/answer", json.dumps({"life": word, "words": words}))
+            if all(store.check([f"prismatic/{word}/{n}"]) for n in others):
+                return word
+        elif store.check(["prismatic/answer"]):
+            answer = json.loads(store.get("prismatic/answer"))
+            if answer["words"].get(str(rank)) == word:
+                store.set(f"prismatic/{answer['life']}/{rank}", "here")
+                return answer["life"]
+        time.sleep(0.02)
+    raise ValueError(f"not all of {world_size} processes came to the start within {TIMEOUT}; look at their own output")
 
 
 def stop(*holders: Any, failed: bool = False) -> None:
@@ -114,22 +149,30 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
     return total.tolist()
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's `value`, on every process."""
+def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """Rank 0's `value`, on every process. group: of `side_group`, in a thread beside the main one."""
     if not _many():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Every process's `value` in the order of ranks, on every process."""
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every process's `value` in the order of ranks, on every process. group: as for `broadcast_object`."""
     if not _many():
         return [value]
     boxes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(boxes, value)
+    dist.all_gather_object(boxes, value, group=group)
     return boxes
+
+
+def side_group(ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
+    """A gloo group of all processes, or of `ranks`, for one thread beside the main one; every process calls it.
+
+    Collectives of two threads over one group would meet in another order on each process.
+    """
+    return dist.new_group(ranks=None if ranks is None else list(ranks), backend="gloo", timeout=TIMEOUT)
 
 
 def raise_together(problem: Exception | None) -> None:

@@ -142,6 +142,19 @@ def _forms() -> Registry[Any]:
     return FORMS
 
 
+def _schedules() -> Registry[Any]:
+    from prismatic.train.optim import SCHEDULES
+
+    return SCHEDULES
+
+
+def _optimizers() -> Table:
+    from prismatic.train.optim import OPTIMIZERS
+
+    rows = [[name, f"{spec.state_bytes:g}", spec.package or "", spec.about] for name, spec in OPTIMIZERS.items()]
+    return ["optimizer", "bytes of state a weight", "needs", "what it does"], rows
+
+
 def _templates() -> Table:
     from prismatic.prompting import TEMPLATES
 
@@ -164,5 +177,7 @@ KINDS: dict[str, Callable[[], Table]] = {
     "resize": _described("resize strategy", _resizes),
     "form": _described("form of woven examples", _forms),
     "template": _templates,
+    "optimizer": _optimizers,
+    "schedule": _described("learning-rate schedule", _schedules),
 }
 """What can be listed, each with the function that makes its table."""

@@ -8,20 +8,27 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import draccus
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from prismatic.build import build_vlm, conversation_texts, read_annotations
+from prismatic.build import build_vlm, choose_trained
+from prismatic.build_data import build_dataset, conversation_texts, read_annotations
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
 from prismatic.data.tokenize import tokenize_chat
-from prismatic.estimate import Estimate, Gradient, Load, Part, estimate
+from prismatic.dist import World
+from prismatic.estimate import Gradient, Load, Part, step_flops
+from prismatic.models.checkpoints import apply_weights
 from prismatic.models.hub import NotHereError
 from prismatic.models.llm.zoo import llm_spec
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import TEMPLATES
-from prismatic.start import add_adapters
+from prismatic.start import Start, add_adapters, read_start
+from prismatic.train.memory.forecast import Forecast
+from prismatic.train.optim.groups import clean_name, parameter_groups
 from prismatic.types import IGNORE_INDEX, Medium, Record
 
 log = logging.getLogger(__name__)
@@ -52,9 +59,13 @@ def describe(cfg: PretrainConfig) -> str:
     Raises ValueError for everything that `build_trainer` would refuse in the annotations or the ids.
     """
     records = read_annotations(cfg.dataset, cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
-    vlm, notes = without_weights(cfg, records)
+    start = read_start(cfg, shapes_only=True)
+    vlm, notes = without_weights(cfg, records, start)
+    for path, weights in start.weights.items():
+        apply_weights(vlm, weights, path)
+        notes.append(f"starts from {path}")
     add_adapters(vlm, cfg)
-    vlm.freeze(cfg.stage)
+    choose_trained(vlm, cfg)
     stage = cfg.model.stage(cfg.stage)
     # Files take turns, woven epochs are all their own: as ClipDataset has it.
     rows = [len(records[e if cfg.dataset.weave.enabled else e % len(records)]) for e in range(stage.epochs)]
@@ -68,18 +79,22 @@ def describe(cfg: PretrainConfig) -> str:
         f"steps        {stage.max_steps or steps} of {stage.global_batch_size} examples",
         "",
         *_parameters(vlm),
+        *_rates(cfg, vlm),
         "",
         *_token_lines(vlm, records[0], tokens),
         "",
         *_cost_lines(cfg, vlm, tokens),
+        *_memory_lines(cfg, vlm, records),
         *(f"note               {note}" for note in notes),
     ]
     return "\n".join(lines)
 
 
-def without_weights(cfg: PretrainConfig, records: Sequence[Sequence[Record]]) -> tuple[PrismaticVLM, list[str]]:
+def without_weights(
+    cfg: PretrainConfig, records: Sequence[Sequence[Record]], start: Start | None = None
+) -> tuple[PrismaticVLM, list[str]]:
     """The model on the meta device (tokenizer and sizes, no memory for weights), and what about it is estimated."""
-    model = cfg.model
+    model, start = cfg.model, start or Start()
 
     def build(published: bool) -> PrismaticVLM:
         weights_come = {"vision_backbone", *(["llm_backbone"] if published else [])}
@@ -87,6 +102,7 @@ def without_weights(cfg: PretrainConfig, records: Sequence[Sequence[Record]]) ->
             model if published else replace(model, pretrained_backbones=False),
             seed=cfg.seed,
             hf_token=read_token(cfg.hf_token),
+            llm_definition=start.llm_definition,
             texts=lambda: conversation_texts(records),
             weights_come=frozenset(weights_come),
         )
@@ -199,21 +215,41 @@ def _frames(medium: Medium, num_frames: int) -> int:
 
 
 def _cost_lines(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens]) -> list[str]:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    cost = _cost(cfg, vlm, tokens, processes)
-    gib = {name: size / 2**30 for name, size in cost.memory.items()}
-    return [
-        f"a step             about {_short(cost.flops / 1e12)} TFLOPs over {processes} process(es)",
-        f"memory             about {_short(sum(gib.values()))} GiB on each process:",
-        *(f"                   {_short(size):>10} GiB  {name}" for name, size in gib.items() if size),
-    ]
+    flops = _flops(cfg, vlm, tokens)
+    return [f"a step             about {_short(flops / 1e12)} TFLOPs over {_world(cfg).world_size} process(es)"]
+
+
+def _memory_lines(cfg: PretrainConfig, vlm: PrismaticVLM, records: Sequence[Sequence[Record]]) -> list[str]:
+    dataset = build_dataset(cfg.dataset, records, cfg=cfg, vlm=vlm, train=True)
+    packing = cfg.dataset.packing and vlm.llm_backbone.separates
+    return Forecast(cfg, vlm, dataset, _world(cfg), packing).lines()
+
+
+def _world(cfg: PretrainConfig) -> World:
+    """The processes that torchrun describes; on GPUs, unless --device cpu, wherever this is looked at."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu" if cfg.device == "cpu" else "cuda")
+    return World(0, 0, size, device, "", int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def _rates(cfg: PretrainConfig, vlm: PrismaticVLM) -> list[str]:
+    """Learning rates by name and what is frozen, where flags say something about them."""
+    model, stage = cfg.model, cfg.model.stage(cfg.stage)
+    lines = []
+    for group in parameter_groups(vlm, stage.learning_rate, stage.weight_decay, model.learning_rates):
+        count = sum(p.numel() for p in group["params"])
+        lines.append(f"learning rate      {group['lr']:<10g}{count:>16,}  {group['name']}")
+    held = [clean_name(n) for n, p in vlm.named_parameters() if any(fnmatchcase(n, f) for f in model.freeze)]
+    if held:
+        lines.append(f"frozen             {len(held)} weights by --model.freeze, for example {held[0]}")
+    return ["", *lines] if model.learning_rates or held else []
 
 
 def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], processes: int) -> Estimate:
+def _flops(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens]) -> float:
     stage = cfg.model.stage(cfg.stage)
     llm, vision = vlm.llm_backbone, vlm.vision_backbone
     sums = [t for t in tokens.values() if t.rows]
@@ -225,11 +261,11 @@ def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], pro
     llm_size, llm_trained = _sizes([llm])
     vision_size, vision_trained = _sizes([vision])
     projector_size, projector_trained = _sizes([vlm.aggregator, vlm.projector])
-    blocks = len(getattr(getattr(vision, "featurizer", None), "blocks", ())) or 24
+    patches = getattr(vision, "num_patches", None) or vlm.tokens_per_clip(1)
     parts = (
         Part(
-            # A native tower does not tell its width and patches: the LLM's width and its own tokens stand in.
-            *(vision_size, vision_trained, vision_size, blocks, getattr(vision, "embed_dim", llm.embed_dim)),
+            *(vision_size, vision_trained, _frame_flops(vlm, vision_size * patches) // (2 * patches)),
+            *(0, getattr(vision, "embed_dim", llm.embed_dim)),
             gradient="trained" if vision_trained else "none",
         ),
         Part(projector_size, projector_trained, projector_size, 0, llm.embed_dim, gradient="trained"),
@@ -241,16 +277,25 @@ def _cost(cfg: PretrainConfig, vlm: PrismaticVLM, tokens: dict[str, Tokens], pro
     )
     load = Load(
         frames=sum(t.frames for t in sums) / rows,
-        patches=getattr(vision, "num_patches", None) or vlm.tokens_per_clip(1),
+        patches=patches,
         visual=sum(t.visual for t in sums) / rows,
         text=sum(t.text for t in sums) / rows,
         labels=sum(t.labels for t in sums) / rows,
         examples=stage.global_batch_size,
-        at_a_time=stage.per_device_batch_size,
     )
-    half = cfg.model.enable_mixed_precision_training and cfg.device != "cpu"
-    shards = 1 if stage.train_strategy == "ddp" else processes
-    return estimate(*parts, load, vocabulary=vocabulary, shards=shards, half=half)
+    return step_flops(*parts, load, vocabulary=vocabulary)
+
+
+def _frame_flops(vlm: PrismaticVLM, multiplications: int) -> int:
+    """FLOPs of a frame in the vision backbone, counted; of one that wants more than frames, 2 a weight and patch."""
+    side = vlm.vision_backbone.image_spec.resolution
+    frame = torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta")
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            vlm.vision_backbone(frame)
+    except (TypeError, RuntimeError):
+        return 2 * multiplications
+    return counter.get_total_flops()
 
 
 def _sizes(modules: list[torch.nn.Module | None]) -> tuple[int, int]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.token import read_token
-from prismatic.models.checkpoints import CheckpointLoadError, apply_weights, modules_in, read_weights, resolve_source
+from prismatic.models.checkpoints import (
+    CheckpointLoadError,
+    apply_weights,
+    modules_in,
+    read_shapes,
+    read_weights,
+    resolve_source,
+)
 from prismatic.models.llm import lora
 from prismatic.models.vlm import PrismaticVLM
 
@@ -34,13 +41,17 @@ class Start:
         return frozenset().union(*(modules_in(state) for state in self.weights.values()))
 
 
-def read_start(cfg: PretrainConfig) -> Start:
-    """The weights that `--model.init_from_model` names. Raises ValueError when there are none, or none that load."""
+def read_start(cfg: PretrainConfig, *, shapes_only: bool = False) -> Start:
+    """The weights that `--model.init_from_model` names. Raises ValueError when there are none, or none that load.
+
+    shapes_only: tensors on the meta device, for a look at what a run would be.
+    """
     model = cfg.model
     if not model.init_from_model:
         return Start()
     source = resolve_source(model.init_from_model, repo_id=model.repo_id, hf_token=read_token(cfg.hf_token))
-    weights = {path: read_weights(path) for path in source.files}
+    read = read_shapes if shapes_only else read_weights
+    weights = {path: read(path) for path in source.files}
     return Start(weights, source.llm_definition, source.adapter)
 
 

@@ -7,7 +7,8 @@ LLM, Dv width of the vision backbone, R resolution in pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -83,12 +84,43 @@ class Skip:
 
 
 @dataclass
+class CachedFeatures:
+    """The clips of an example or batch whose features a cache has; the others come as frames.
+
+    features: [F, P, Dv], frames of all clips that it has, in order, in the precision of the cache; None: of no clip.
+    keys: for each clip None when it is in `features`, else the name under which its features are to be kept ("": not).
+    damaged: entries of the cache that were found damaged and are computed again.
+    """
+
+    features: torch.Tensor | None
+    keys: tuple[str | None, ...]
+    damaged: int = 0
+
+    @staticmethod
+    def join(parts: Sequence[CachedFeatures]) -> CachedFeatures:
+        """The clips of several examples, in their order."""
+        import torch
+
+        known = [part.features for part in parts if part.features is not None]
+        return CachedFeatures(
+            torch.cat(known) if known else None,
+            tuple(key for part in parts for key in part.keys),
+            sum(part.damaged for part in parts),
+        )
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> CachedFeatures:
+        """The same with another tensor of features."""
+        return self if self.features is None else replace(self, features=change(self.features))
+
+
+@dataclass
 class Example:
     """One tokenized sample with its pixels; its length is exact before any device is touched.
 
     input_ids: int64 [S], VISUAL_SLOT where a visual embedding goes (sum of N over its media). labels: int64 [S].
     frames: uint8 [F, 3, R, R], F = sum(frames_per_medium), possibly 0. frames_per_medium: T of each clip, in the order
-    in which their slots stand. skipped: samples that this one replaces.
+    in which their slots stand. skipped: samples that this one replaces. cache: with a feature cache, which clips it
+    has; `frames` then holds those of the others alone.
     """
 
     id: str
@@ -97,6 +129,7 @@ class Example:
     frames: torch.Tensor
     frames_per_medium: tuple[int, ...]
     skipped: tuple[Skip, ...] = ()
+    cache: CachedFeatures | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -104,13 +137,15 @@ class Example:
 
 @dataclass
 class Batch:
-    """Examples in rows, one a row (padded) or several a row (packed).
+    """Examples in rows, one a row (padded) or all in one row (packed).
 
     input_ids, labels, position_ids: int64 [B, S]. Positions restart at 0 with each example of a row; padding at the end
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
     frames: uint8 [F, 3, R, R]; frames_per_medium: T of each of the M clips, in row-major order of their slots.
     packed: some row holds more than one example (then position_ids carry the borders).
-    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way.
+    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. lengths: of
+    the examples, in positions. echo: another process works on the same batch and counts it (context parallelism).
+    cache: with a feature cache, which clips it has; `frames` then holds those of the others alone.
     """
 
     input_ids: torch.Tensor
@@ -122,11 +157,24 @@ class Batch:
     ids: tuple[str, ...] = ()
     useful: int = 0
     skipped: tuple[Skip, ...] = field(default=())
+    echo: bool = False
+    lengths: tuple[int, ...] = ()
+    cache: CachedFeatures | None = None
+
+    @property
+    def positions(self) -> int:
+        """Positions that the LLM computes, padding among them; `useful` of them hold examples."""
+        return 0 if self.echo else self.input_ids.numel()
+
+    @property
+    def num_frames(self) -> int:
+        """F, frames of all media."""
+        return 0 if self.echo else sum(self.frames_per_medium)
 
     @property
     def num_label_tokens(self) -> int:
         """Positions whose next token is learned."""
-        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+        return 0 if self.echo else int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -134,9 +182,11 @@ class Batch:
             name: getattr(self, name).to(device, non_blocking=non_blocking)
             for name in ("input_ids", "labels", "position_ids", "frames")
         }
-        return Batch(**{**self.__dict__, **moved})
+        cache = self.cache and self.cache.map(lambda features: features.to(device, non_blocking=non_blocking))
+        return Batch(**{**self.__dict__, **moved, "cache": cache})
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (the DataLoader calls this on CUDA machines)."""
         pinned = {name: getattr(self, name).pin_memory() for name in ("input_ids", "labels", "position_ids", "frames")}
-        return Batch(**{**self.__dict__, **pinned})
+        cache = self.cache and self.cache.map(lambda features: features.pin_memory())
+        return Batch(**{**self.__dict__, **pinned, "cache": cache})

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prismatic.check import InvalidAnnotationsError, validate
+from prismatic.check import Checker, InvalidAnnotationsError, validate
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.webvid_rows import ValidateConfig
+from prismatic.types import Medium
 from tests.webvid.videos import write_video
 
 
@@ -114,3 +117,25 @@ def test_several_files_and_bad_settings(root: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             validate(_cfg(root, [_row("0", video="a.mp4")], **values))
+
+
+def test_a_process_that_dies_is_a_problem_of_its_row(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [_row(str(i), video="a.mp4" if i not in (70, 71, 140) else "b.mp4") for i in range(150)]
+    sound = Checker._look_at
+
+    def crashing(self: Checker, medium: Medium) -> tuple[str, str] | None:
+        if medium.paths[0].endswith("b.mp4"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sound(self, medium)
+
+    monkeypatch.setattr(Checker, "_look_at", crashing)
+    error, report = _found(_cfg(root, rows, decode=True, num_workers=2), caplog)
+    assert error == "3 problems in 150 rows: 3 decode"
+    assert all(f"row {i}: the process that looked at it died" in report for i in (71, 72, 141))
+
+
+def test_media_at_a_url(root: Path) -> None:
+    report = validate(_cfg(root, [_row("0", video="a.mp4")], media_root=Path(f"file://{root}"), decode=True))
+    assert "1 rows; media: 1 video" in report and "0 problems" in report

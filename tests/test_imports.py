@@ -22,23 +22,27 @@ LAYERS = {
     "video": 2,
     "data": 3,
     "models": 3,
+    "report": 3,
     "train": 4,
     "webvid": 4,
     "eval": 4,
     "export": 4,
-    "build": 5,
-    "load": 6,
-    "preview": 6,
+    "build_data": 5,
+    "build": 6,
+    "load": 7,
+    "features": 7,
+    "preview": 7,
     "estimate": 4,
     "start": 4,
-    "listing": 7,
-    "check": 7,
-    "ask": 7,
-    "publish": 7,
-    "__init__": 8,
-    "__main__": 8,
+    "listing": 8,
+    "check": 8,
+    "ask": 8,
+    "publish": 8,
+    "__init__": 9,
+    "__main__": 9,
 }
 OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio")
+OPTIONAL += ("schedulefree", "torchao")
 
 
 def _room(path: Path) -> str:

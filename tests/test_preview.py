@@ -78,5 +78,5 @@ def test_many_processes_share_the_weights(cfg, monkeypatch):
     alone = describe(cfg)
     monkeypatch.setenv("WORLD_SIZE", "8")
     shared = describe(cfg)
-    first, second = (float(re.search(r"([\d.,]+) GiB  trained", text)[1].replace(",", "")) for text in (alone, shared))
+    first, second = (float(re.search(r"([\d.,]+) GiB +weights", text)[1].replace(",", "")) for text in (alone, shared))
     assert first == pytest.approx(8 * second, rel=0.02) and "over 8 process(es)" in shared

@@ -186,7 +186,7 @@ def _explain(parser: argparse.ArgumentParser, argv: Sequence[str], message: str)
 
 
 def _bracket_hint(argv: Sequence[str]) -> str:
-    listed = ("components", "trackers", "augmentations", "target_modules", "curriculum")
+    listed = ("components", "trackers", "augmentations", "target_modules", "curriculum", "freeze")
     if any(arg.startswith("--") and arg.split("=")[0].endswith(listed) for arg in argv):
         return """ (lists are written in brackets and quotes, for example --trackers '["jsonl"]')"""
     return ""

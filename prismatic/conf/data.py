@@ -69,10 +69,15 @@ class DatasetConfig(draccus.ChoiceRegistry):
     decoder: str = "pyav"  # pyav (exact on every format), torchcodec, decord
     short_clips: Literal["repeat", "fewer", "error"] = "repeat"  # A video with fewer frames than num_frames
     augmentations: tuple[str, ...] = ()  # Train-time only, same for all frames of a clip, e.g. '["color-jitter"]'
-    packing: bool = True  # Several short examples share a row of the batch; attention never crosses them
+    packing: bool = True  # Examples of a forward pass share one row without padding; attention never crosses them
     num_workers: int = 2  # Processes that decode; 0 decodes in the training process
+    prefetch: int = 2  # Micro-batches that each of these processes has ready
+    decode_timeout: float = 120.0  # Seconds after which reading a sample is ended (num_workers > 0); 0: never
     on_error: Literal["raise", "skip"] = "raise"  # A broken sample stops the run, or is replaced, counted and listed
     max_skipped_share: float = 0.01  # With on_error skip: the run stops above this share of samples skipped
+    feature_cache: Path | None = None  # Keep a frozen vision backbone's features here: clips are then encoded only once
+    feature_cache_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # float32: exact also for an fp32 tower
+    feature_cache_limit: float | None = None  # GB (10^9 bytes) above which nothing is added; default: no limit
     weave: OnlineWeaveConfig = field(default_factory=OnlineWeaveConfig)  # Weave clips into examples while training
     metric: str | None = None  # Scorer of evaluate.py beside the general ones, e.g. moving-shapes
 
@@ -95,12 +100,16 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 f"dataset '{self.dataset_id}' has no annotations for stage {stage}; pass "
                 f'--dataset.{name} \'["annotations.json", "media_folder"]\''
             )
-        return [self.dataset_root_dir / file for file in files], _url(media) or self.dataset_root_dir / media
+        return [self.dataset_root_dir / file for file in files], url_of(media) or self.dataset_root_dir / media
 
     def validate(self) -> None:
         """Raises ValueError naming the flag when a value cannot work."""
         if self.num_workers < 0:
             raise ValueError(f"--dataset.num_workers must be 0 or more, got {self.num_workers}")
+        if self.prefetch < 1:
+            raise ValueError(f"--dataset.prefetch must be 1 or more, got {self.prefetch}")
+        if not 0 <= self.decode_timeout < float("inf"):
+            raise ValueError(f"--dataset.decode_timeout must be 0 (no limit) or seconds, got {self.decode_timeout}")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"--dataset.max_skipped_share must be between 0 and 1, got {self.max_skipped_share}")
         if any(len(name) == 1 for name in self.augmentations):
@@ -108,10 +117,24 @@ class DatasetConfig(draccus.ChoiceRegistry):
                 "--dataset.augmentations takes a list in brackets, for example "
                 "--dataset.augmentations '[\"color-jitter\"]'"
             )
+        self._validate_cache()
         self.weave.validate()
 
+    def _validate_cache(self) -> None:
+        if self.feature_cache is None:
+            default = DatasetConfig()
+            for name in ("feature_cache_dtype", "feature_cache_limit"):
+                if getattr(self, name) != getattr(default, name):
+                    raise ValueError(f"--dataset.{name} does nothing without --dataset.feature_cache FOLDER")
+        elif url_of(self.feature_cache) is not None:
+            raise ValueError(f"--dataset.feature_cache is a local folder, not a URL; got {self.feature_cache}")
+        if self.feature_cache_limit is not None and not self.feature_cache_limit > 0:
+            raise ValueError(
+                f"--dataset.feature_cache_limit must be greater than 0 GB, got {self.feature_cache_limit:g}"
+            )
 
-def _url(folder: Path) -> str | None:
+
+def url_of(folder: Path) -> str | None:
     """The URL that a path was made of: `Path` leaves one of its two slashes. A single letter is a drive, not a URL."""
     match = re.match(r"((?:[\w+.\-]{2,}::)*[A-Za-z][\w+.\-]+):/(?=.)", folder.as_posix())
     if match is None:

@@ -36,6 +36,8 @@ class StageConfig:
     lr_scheduler_type: str
     warmup_ratio: float
     train_strategy: str
+    optimizer: str = "adamw"
+    decay_ratio: float = 0.2
 
 
 @dataclass
@@ -100,8 +102,10 @@ class ModelConfig(draccus.ChoiceRegistry):
     align_learning_rate: float = 1e-3  # Peak learning rate
     align_weight_decay: float = 0.0  # AdamW decay of matrices (never of biases and norms)
     align_max_grad_norm: float = 1.0  # Clip the gradient to this norm
-    align_lr_scheduler_type: str = "linear-warmup+cosine-decay"  # or constant
+    align_lr_scheduler_type: str = "linear-warmup+cosine-decay"  # or constant, wsd (constant, then a straight decay)
     align_warmup_ratio: float = 0.03  # Share of the steps that warm up
+    align_decay_ratio: float = 0.2  # Share of the steps that decay, of the schedule wsd
+    align_optimizer: str = "adamw"  # adamw-bf16, adamw-8bit (less memory), muon, schedule-free; `list optimizer`
     align_train_strategy: str = "fsdp-shard-grad-op"  # fsdp-full-shard, fsdp-shard-grad-op, fsdp-hybrid, ddp
 
     finetune_epochs: int = 1  # Passes over the finetune data (stages finetune and full-finetune)
@@ -111,9 +115,15 @@ class ModelConfig(draccus.ChoiceRegistry):
     finetune_learning_rate: float = 2e-5  # Peak learning rate
     finetune_weight_decay: float = 0.1  # AdamW decay of matrices (never of biases and norms)
     finetune_max_grad_norm: float = 1.0  # Clip the gradient to this norm
-    finetune_lr_scheduler_type: str = "linear-warmup+cosine-decay"  # or constant
+    finetune_lr_scheduler_type: str = "linear-warmup+cosine-decay"  # or constant, wsd (constant, then a straight decay)
     finetune_warmup_ratio: float = 0.03  # Share of the steps that warm up
+    finetune_decay_ratio: float = 0.2  # Share of the steps that decay, of the schedule wsd
+    finetune_optimizer: str = "adamw"  # adamw-bf16, adamw-8bit (less memory), muon, schedule-free; `list optimizer`
     finetune_train_strategy: str = "fsdp-full-shard"  # fsdp-full-shard, fsdp-shard-grad-op, fsdp-hybrid, ddp
+
+    learning_rates: dict[str, float] = field(default_factory=dict)  # Peak rates by name: '{"projector.*": 1e-3}'
+    freeze: tuple[str, ...] = ()  # Weights that stay as they are, by name, e.g. '["*embed_tokens*", "*layers.0.*"]'
+    cpu_offload: bool = False  # Weights and optimizer wait in the host's memory: a GPU holds what it works on
 
     attention: str = "auto"  # How the LLM attends: sdpa, flex, flash, varlen; auto: the best one that is there
     activation_checkpointing: str | None = None  # Recomputed in the backward pass: none, full, selective; default: full
@@ -167,6 +177,26 @@ class ModelConfig(draccus.ChoiceRegistry):
             name = "model_path" if self.model_path is not None else "image_size"
             raise ValueError(f"--model.{name} goes with --model.type {NATIVE_MODEL_ID}")
 
+    def _validate_optimization(self, cfg: StageConfig, prefix: str) -> None:
+        """Schedules and rates; ids are checked where they are resolved."""
+        if not 0 < cfg.decay_ratio <= 1 or cfg.decay_ratio + cfg.warmup_ratio > 1:
+            raise ValueError(
+                f"{prefix}decay_ratio must be greater than 0 and, with {prefix}warmup_ratio, at most 1, got "
+                f"{cfg.decay_ratio} and {cfg.warmup_ratio}"
+            )
+        if cfg.decay_ratio != StageConfig.decay_ratio and cfg.lr_scheduler_type != "wsd":
+            raise ValueError(f"{prefix}decay_ratio has no effect without {prefix}lr_scheduler_type wsd; drop it")
+        if any(len(pattern) == 1 and pattern != "*" for pattern in self.freeze):
+            raise ValueError(
+                "--model.freeze takes a list in brackets, for example --model.freeze '[\"*embed_tokens*\"]'"
+            )
+        for pattern, rate in self.learning_rates.items():
+            if not rate > 0:
+                raise ValueError(
+                    f"--model.learning_rates: the rate of '{pattern}' must be greater than 0, got {rate}; to train "
+                    f"none of it pass --model.freeze '[\"{pattern}\"]'"
+                )
+
     def _validate_compute(self) -> None:
         """Raises ValueError for how the layers are computed."""
         if self.attention not in ATTENTIONS:
@@ -209,6 +239,7 @@ class ModelConfig(draccus.ChoiceRegistry):
             raise ValueError(f"{prefix}max_steps must be at least 1, got {cfg.max_steps}")
         if not 0 <= cfg.warmup_ratio <= 1:
             raise ValueError(f"{prefix}warmup_ratio must be between 0 and 1, got {cfg.warmup_ratio}")
+        self._validate_optimization(cfg, prefix)
         _check_rates(cfg, prefix)
         step = cfg.per_device_batch_size * world_size
         if cfg.global_batch_size % step:

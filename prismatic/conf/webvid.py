@@ -27,7 +27,7 @@ class CatalogConfig:
     """
 
     videos: Path = Path("videos")  # Folder of the videos, at any depth; paths in the catalog are relative to it
-    captions: Path | None = None  # CSV, JSON, JSONL or Parquet; none: a .txt file beside each video holds its caption
+    captions: Path | None = None  # CSV, JSON, JSONL, Parquet (or a pattern); none: a .txt beside each video holds its
     output: Path = Path("catalog.parquet")  # The catalog; what was probed is kept beside it in OUTPUT.probed.sqlite
     id_column: str | None = None  # Column of the ids; default: videoid, video_id or id, or else the file's name
     path_column: str | None = None  # Column of the files; default: path, video, file, ..., or page_dir/videoid.*
@@ -53,7 +53,7 @@ class ClusterConfig:
     Videos whose status in the catalog is not ok take no part. When their number is not a multiple of
     --videos_per_cluster, the remainder (fewer than one cluster) is left out and listed: random ones for random and
     diverse, for the others the videos least like the mean of all. Time and memory grow with the number of videos N
-    (docs/performance.md): set OPENBLAS_NUM_THREADS=1 on a busy machine. It takes 2 N D bytes beside the embeddings.
+    (docs/performance.md). It takes 3 N D bytes beside the embeddings.
     """
 
     catalog: Path | None = None  # From `webvid.py catalog`; gives ids and captions. Not needed with --embeddings

@@ -98,7 +98,7 @@ class QnaConfig:
 
     questions: str = ""  # File or pattern in quotes
     catalog: Path = Path("catalog.parquet")  # From `webvid.py catalog`; gives the videos
-    frames: Path | None = None  # Folder of extracted frames (one folder a video): rows list those, not videos
+    frames: Path | None = None  # From `webvid.py extract`, folders or shards: rows name those, not videos
     media_root: Path | None = None  # Paths are written relative to it; default: the --videos or --frames folder
     num_frames: int | None = None  # Frames of each video; needed with --frames, otherwise the model's own number
     types: tuple[str, ...] = ()  # Only these types, in brackets: '["action","scene"]'; default: all
@@ -116,6 +116,27 @@ class QnaConfig:
             raise ValueError("--frames needs --num_frames: how many of the extracted frames a row lists")
         if any(len(name) == 1 for name in self.types):
             raise ValueError("--types takes a list in brackets, for example --types '[\"action\"]'")
+
+
+@dataclass
+class IdsConfig:
+    """Write the ids of videos, as a JSON list or one a line.
+
+    Example: python scripts/webvid.py ids --catalog data/webvid/catalog.parquet --output data/webvid/video_ids.json
+    Of a catalog the rows with status ok, in its order; of a clusters file or (woven) annotations every video once, in
+    the order in which rows first name it. `extract --ids FILE` takes a .txt of it.
+    """
+
+    catalog: Path | None = None  # From `webvid.py catalog`
+    annotations: Path | None = None  # Or rows: a clusters file, or annotations whose ids are those of their videos
+    output: Path = Path("video_ids.json")  # .json: a list; .txt: one a line
+
+    def validate(self) -> None:
+        """Raises ValueError naming the flag when a value cannot work."""
+        if (self.catalog is None) == (self.annotations is None):
+            raise ValueError("ids needs one of --catalog FILE and --annotations FILE")
+        if self.output.suffix not in (".json", ".txt"):
+            raise ValueError(f"--output must end in .json or .txt, got '{self.output}'")
 
 
 @dataclass
@@ -154,7 +175,7 @@ class ConcatConfig:
     """
 
     annotations: Path = Path("woven.json")  # Rows of any kind that training reads
-    media_root: Path = Path("videos")  # Folder that media paths are relative to
+    media_root: Path = Path("videos")  # Folder (or URL) that media paths are relative to
     what: str = "clips"  # clips: every frame; frames: only those that the model sees
     limit: int | None = 20  # The first so many rows; null: all
     num_frames: int = 16  # With --what frames: frames of a video, where its row does not say
@@ -184,7 +205,7 @@ class ValidateConfig:
     """
 
     annotations: ClusterFiles = Path("woven.json")  # A file, or a list in brackets
-    media_root: Path = Path("videos")  # Folder that media paths are relative to
+    media_root: Path = Path("videos")  # Folder (or URL) that media paths are relative to
     model: Optional[ModelConfig] = None  # noqa: UP045  Check lengths for this model
     stage: str = "finetune"  # align, finetune, full-finetune: what of a row is learned
     val_annotations: ClusterFiles | None = None  # Validation rows: none of their videos may be in --annotations
@@ -210,6 +231,7 @@ ROW_SUBCOMMANDS = {
     "captions": (CaptionsConfig, "prismatic.webvid.join_captions"),
     "prompts": (PromptsConfig, "prismatic.webvid.prompts"),
     "qna": (QnaConfig, "prismatic.webvid.qna"),
+    "ids": (IdsConfig, "prismatic.webvid.ids"),
     "convert": (ConvertConfig, "prismatic.webvid.convert"),
     "concat": (ConcatConfig, "prismatic.webvid.concat"),
     "validate": (ValidateConfig, "prismatic.check"),

@@ -9,7 +9,8 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,44 @@ class RawRow:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Names:
+    """How a dataset_info.json calls columns and tags of its file."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class WholeFile(Sequence[RawRow]):
+    """The rows of a file that was read into memory."""
+
+    def __init__(self, values: list[Any], path: Path, names: Names) -> None:
+        self._values, self._path, self._names = values, path, names
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, at: int) -> RawRow:  # type: ignore[override]  # no slices: a Part says which rows are wanted
+        return raw_row(self._values[at], self._path, at, self._names)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one file that are wanted, in this order. rows: all of the file's; chosen: their places."""
+
+    rows: Sequence[RawRow]
+    chosen: Sequence[int]
+
+
+OpenLarge = Callable[[Path, Names], "Sequence[RawRow] | None"]
+"""A file's rows, made when asked for; None for a file that is to be read whole."""
+
+
+def raw_row(value: Any, path: Path, number: int, names: Names) -> RawRow:
+    """Row `number` (from 0) of a file."""
+    return RawRow(value, f"{path}, row {number + 1}", number, names.columns, names.tags)
+
+
 def require_files(paths: Iterable[Path]) -> None:
     """Raises AnnotationError for the first that is not there; what is in the others is not looked at."""
     for path in paths:
@@ -49,45 +88,73 @@ def read_rows(path: Path, seed: int) -> Iterator[RawRow]:
 
     `dataset_info.json#NAME` is one entry of such a file. Raises AnnotationError.
     """
+    for part in read_parts(path, seed):
+        yield from (part.rows[at] for at in part.chosen)
+
+
+def read_parts(
+    path: Path, seed: int, open_large: OpenLarge = lambda path, names: None, names: Names | None = None
+) -> list[Part]:
+    """The rows of an annotation file as `read_rows` gives them, file by file. Raises AnnotationError.
+
+    names: from the dataset_info.json that has led here.
+    """
     name, _, entry = str(path).partition("#") if not path.exists() else (str(path), "", "")
-    path = Path(name)
+    path, names = Path(name), names or Names()
     if path.suffix.lower() in (".yaml", ".yml"):
-        for part, strategy in _mixture(path):
-            rows = list(read_rows(part, seed))
-            yield from sample_rows(rows, strategy, f"{seed}:{part.name}", path)
-        return
+        parts = []
+        for file, strategy in _mixture(path):
+            found = read_parts(file, seed, open_large, names)
+            parts += _sampled(found, strategy, f"{seed}:{file.name}", path)
+        return parts
+    large = open_large(path, names)
+    if large is not None:
+        return [Part(large, range(len(large)))]
     content = _parse(path)
     if isinstance(content, dict) and _is_dataset_info(content):
-        yield from _dataset_info_rows(path, content, entry, seed)
-        return
+        file, names = _entry(path, content, entry)
+        return read_parts(file, seed, open_large, names)
     if not isinstance(content, list):
         raise AnnotationError(f"{path}: expected a list of rows, got {_kind(content)}")
     if not content:
         raise AnnotationError(f"{path}: the list of rows is empty")
-    for number, value in enumerate(content):
-        yield RawRow(value, f"{path}, row {number + 1}", number)
+    return [Part(WholeFile(content, path, names), range(len(content)))]
 
 
-def sample_rows(rows: list[RawRow], strategy: str, seed: str, path: Path) -> list[RawRow]:
-    """The share of `rows` that a mixture asks for: all, first:N[%], end:N[%], random:N[%] (kept in order).
+def _sampled(parts: list[Part], strategy: str, seed: str, path: Path) -> list[Part]:
+    kept = sample_places(sum(len(part.chosen) for part in parts), strategy, seed, path)
+    out, start = [], 0
+    for part in parts:
+        end = start + len(part.chosen)
+        here = kept[bisect_left(kept, start) : bisect_left(kept, end)]
+        if isinstance(here, range):
+            chosen = part.chosen[here.start - start : here.stop - start] if here else ()
+        else:
+            chosen = [part.chosen[at - start] for at in here]
+        out.append(Part(part.rows, chosen))
+        start = end
+    return out
+
+
+def sample_places(total: int, strategy: str, seed: str, path: Path) -> range | list[int]:
+    """The places below `total` that a mixture asks for: all, first:N[%], end:N[%], random:N[%]; in order.
 
     Raises AnnotationError when the strategy is not one of these.
     """
     if strategy == "all":
-        return rows
+        return range(total)
     match = re.fullmatch(r"(first|end|random):(\d+(?:\.\d+)?)(%?)", strategy)
     if not match or (not match[3] and "." in match[2]):
         raise AnnotationError(
             f"{path}: sampling_strategy '{strategy}' is not one of all, first:N, end:N, random:N (N a count, or N% )"
         )
-    count = math.ceil(len(rows) * float(match[2]) / 100) if match[3] else int(match[2])
-    count = min(count, len(rows))
+    count = math.ceil(total * float(match[2]) / 100) if match[3] else int(match[2])
+    count = min(count, total)
     if match[1] == "first":
-        return rows[:count]
+        return range(count)
     if match[1] == "end":
-        return rows[len(rows) - count :]
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
-    return [rows[index] for index in chosen]
+        return range(total - count, total)
+    return sorted(random.Random(seed).sample(range(total), count))
 
 
 def _missing(path: Path) -> str:
@@ -184,7 +251,8 @@ def _is_dataset_info(content: dict[str, Any]) -> bool:
     )
 
 
-def _dataset_info_rows(path: Path, content: dict[str, Any], entry: str, seed: int) -> Iterator[RawRow]:
+def _entry(path: Path, content: dict[str, Any], entry: str) -> tuple[Path, Names]:
+    """The file of an entry of a dataset_info.json, and how its columns and tags are called."""
     names = [name for name, value in content.items() if "file_name" in value]
     if not entry and len(names) == 1:
         entry = names[0]
@@ -195,9 +263,7 @@ def _dataset_info_rows(path: Path, content: dict[str, Any], entry: str, seed: in
     info = content[entry]
     if info.get("formatting", "sharegpt") != "sharegpt":
         raise AnnotationError(f"{path}, '{entry}': formatting '{info['formatting']}' is not read, only sharegpt")
-    columns, tags = info.get("columns") or {}, info.get("tags") or {}
-    for row in read_rows(path.parent / info["file_name"], seed):
-        yield RawRow(row.value, row.source, row.number, columns, tags)
+    return path.parent / info["file_name"], Names(info.get("columns") or {}, info.get("tags") or {})
 
 
 def _kind(value: object) -> str:

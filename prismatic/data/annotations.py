@@ -11,14 +11,18 @@ import marshal
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from prismatic.data.annotation_files import AnnotationError, read_rows
+from prismatic.data.annotation_files import AnnotationError, Part, read_parts
+from prismatic.data.file_records import FileRecords, FileRows, JoinedRecords, large_file
 from prismatic.data.media_paths import MediaRoot
 from prismatic.data.rows import RecordRows
 from prismatic.data.schemas import parse_row
+from prismatic.data.sizes import SizeTable
 from prismatic.types import Medium, Record, Turn
 from prismatic.video.clip import DecoderMissingError, MediaError
 from prismatic.video.shards import find_in_shard, is_shard_path
@@ -39,11 +43,14 @@ class RecordTable(RecordRows):
     def __init__(self, records: Iterable[Record]) -> None:
         block = bytearray()
         ends = [0]
+        sizes = SizeTable()
         for record in records:
+            sizes.add(record)
             media = tuple((medium.kind, medium.paths, medium.num_frames) for medium in record.media)
             turns = tuple((turn.role, turn.text) for turn in record.turns)
             block += marshal.dumps((record.id, media, turns, record.source))
             ends.append(len(block))
+        self.sizes = sizes.done()
         self._ends = torch.tensor(ends, dtype=torch.int64)
         self._block = torch.frombuffer(block, dtype=torch.uint8) if block else torch.empty(0, dtype=torch.uint8)
 
@@ -55,29 +62,37 @@ class RecordTable(RecordRows):
         name, media, turns, source = marshal.loads(self._block[start:end].numpy().tobytes())
         return Record(name, tuple(Medium(*m) for m in media), tuple(Turn(*t) for t in turns), source)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
-
-def load_records(files: Path | str | Sequence[Path | str], media_root: Path | str, *, seed: int = 0) -> RecordTable:
+def load_records(files: Path | str | Sequence[Path | str], media_root: Path | str, *, seed: int = 0) -> RecordRows:
     """All rows of one annotation file, or of several after each other.
 
     files: `.json` (a list, or lines), `.jsonl`, a `.yaml` mixture with sampling, or `dataset_info.json#NAME`; every
     schema of `schemas.py`, mixed freely. media_root: the folder that media paths are relative to; none may leave it.
     seed: draws the `random:N` shares of mixtures. Whether the media exist is not looked at (see `check_media`).
 
+    The rows of a large file stay in it, and are read when they are asked for (row_index.py).
+
     Raises AnnotationError (a ValueError) that names the file, and the row counted from 1.
     """
     root = MediaRoot(media_root)
     paths = [files] if isinstance(files, str | os.PathLike) else files
     with _without_collector():
-        table = RecordTable(parse_row(row, root) for path in paths for row in read_rows(Path(path), seed))
-    if not len(table):
+        parts = [part for path in paths for part in read_parts(Path(path), seed, partial(FileRows.open, root=root))]
+        # What is in memory is one table, as long as nothing large stands between.
+        groups = groupby(parts, lambda part: id(part) if large_file(part) else None)
+        tables = [_records(list(group), root) for _, group in groups]
+    if not sum(map(len, tables)):
         raise AnnotationError(f"{', '.join(map(str, paths))}: no row is left")
-    log.info("%d rows from %s", len(table), ", ".join(map(str, paths)))
-    return table
+    records = tables[0] if len(tables) == 1 else JoinedRecords(tables)
+    log.info("%d rows from %s", len(records), ", ".join(map(str, paths)))
+    return records
+
+
+def _records(parts: list[Part], root: MediaRoot) -> RecordRows:
+    rows = large_file(parts[0])
+    if rows is not None:
+        return FileRecords(rows, parts[0].chosen, root)
+    return RecordTable(parse_row(part.rows[at], root) for part in parts for at in part.chosen)
 
 
 @contextmanager

@@ -5,19 +5,25 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from prismatic.data.annotations import check_media
+from prismatic.data.annotations import AnnotationError, check_media
+from prismatic.data.feature_cache_reader import CachedReader, join_clips
 from prismatic.data.media import MediaReader
+from prismatic.data.rows import RecordRows
+from prismatic.data.sizes import RowSizes, Shape, TextFit, media_of, sizes_of, text_bytes
 from prismatic.data.tokenize import Tokenized, tokenize_chat
+from prismatic.data.watch import ReadingWatch
 from prismatic.data.weave import WovenEpochs
 from prismatic.prompting import ChatTemplate
-from prismatic.types import IGNORE_INDEX, Example, Record, Skip
+from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, CachedFeatures, Example, Record, Skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +36,7 @@ MAX_REPLACEMENTS = 16
 CHECKED_ROWS = 4096  # one or two seconds with a fast tokenizer
 _MEASURED_ROWS = 50_000  # among which the longest are looked for at start-up; about a second
 _SHOWN = 5
-_CHARS_PER_TOKEN = 4  # of English in a vocabulary of 32 000 and more; only used to guess lengths
+FILLER_LENGTH = 2  # tokens of a filler: one to predict from, one that is not learned
 
 
 class Position(NamedTuple):
@@ -58,7 +64,9 @@ class ClipDataset(Dataset[Example]):
     tokens_per_clip: visual tokens N of a clip of T frames. max_length: longest text in tokens. context_length: places
     that the LLM has, None for no bound. rope_factor: by how much RoPE scaling stretches it already, None where it
     cannot (for the hint of an error). on_error: "raise" stops at a broken sample, "skip" replaces it by another one and
-    says so in Example.skipped. train: False draws the same frames in every epoch.
+    says so in Example.skipped. train: False draws the same frames in every epoch. watch: knows what each reading
+    process is at, and which rows cannot be read without losing one. features: reads media with `read` where a cache
+    does not have their features.
     """
 
     records_by_epoch: Sequence[Sequence[Record]]
@@ -73,9 +81,13 @@ class ClipDataset(Dataset[Example]):
     seed: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     train: bool = True
+    watch: ReadingWatch = field(default_factory=ReadingWatch)
+    features: CachedReader | None = None
 
     def __post_init__(self) -> None:
         self.template = self.template.for_tokenizer(self.tokenizer)
+        self._fit = TextFit()
+        self._tokens_of_shape: dict[Shape, int] = {}
 
     def num_examples(self, epoch: int) -> int:
         """Rows of an epoch."""
@@ -91,9 +103,10 @@ class ClipDataset(Dataset[Example]):
         skipped: list[Skip] = []
         index = position.index
         for attempt in range(MAX_REPLACEMENTS + 1):
-            record = self._records(position.epoch)[index]
+            record = self._read_row(position.epoch, index)
             try:
-                return replace(self._example(record, position.epoch, index), skipped=tuple(skipped))
+                example = self.watch.read(position.epoch, index, partial(self._example, record, position.epoch, index))
+                return replace(example, skipped=tuple(skipped))
             except (ValueError, OSError) as error:
                 if self.on_error == "raise":
                     raise SampleError(
@@ -105,11 +118,18 @@ class ClipDataset(Dataset[Example]):
             f"{skipped[0].source}: {skipped[0].reason}; {MAX_REPLACEMENTS} others in its place are broken too"
         )
 
-    def length(self, index: int, epoch: int = 0) -> int:
-        """About how many positions an example takes, from its row alone: visual tokens are counted, text is guessed."""
-        record = self._records(epoch)[index]
-        text = sum(len(turn.text) for turn in record.turns) // _CHARS_PER_TOKEN + 1
-        return sum(self._media_tokens(record)) + min(text, self.max_length)
+    def lengths(self, rows: NDArray[np.int64], epoch: int = 0) -> NDArray[np.int64]:
+        """About how many positions examples take, int64 [n], from their rows alone and alike in every process.
+
+        Visual tokens are counted, text is guessed from its bytes; after `check` as this tokenizer cuts this data.
+        """
+        records = self._records(epoch)
+        sizes: RowSizes | None = records.sizes if isinstance(records, RecordRows) else None
+        if sizes is None:
+            sizes, rows = sizes_of(records[row] for row in rows.tolist()), np.arange(len(rows))
+        visual = np.array([self._visual_tokens(shape) for shape in sizes.shapes], np.int64)
+        text = self._fit.tokens(sizes.text[rows])
+        return visual[sizes.shape[rows]] + text.clip(1, self.max_length)
 
     def tokens_of(self, record: Record) -> Tokenized:
         """Ids and labels of a row, from the row alone: no medium is opened.
@@ -125,15 +145,20 @@ class ClipDataset(Dataset[Example]):
         SampleError that names rows and reasons: with on_error "raise" when one is broken, with "skip" when all are.
         """
         broken: list[str] = []
+        texts: list[tuple[int, int]] = []
         cut = looked_at = 0
         for record in self._rows_to_check(limit):
             looked_at += 1
             try:
-                cut += self.tokens_of(record).cut > 0
+                tokens = self.tokens_of(record)
             except ValueError as error:
                 broken.append(f"{record.source}: {error}")
                 continue
+            cut += tokens.cut > 0
+            visual = tokens.input_ids.count(VISUAL_SLOT)
+            texts.append((text_bytes(record), len(tokens.input_ids) + tokens.cut - visual))
             broken += check_media([record])[:1]
+        self._fit = TextFit.of(texts)
         if cut:
             log.warning(
                 "%d of %d rows looked at have a text longer than --model.llm_max_length %d; its end is cut off",
@@ -155,7 +180,8 @@ class ClipDataset(Dataset[Example]):
                 yield from records
                 continue
             share = max(2, limit // len(self.records_by_epoch))
-            longest = sorted(_spread(len(records), _MEASURED_ROWS), key=lambda i: -self.length(i, epoch))[: share // 8]
+            looked_at = np.array(_spread(len(records), _MEASURED_ROWS))
+            longest = looked_at[np.argsort(-self.lengths(looked_at, epoch), kind="stable")[: share // 8]].tolist()
             yield from (records[index] for index in sorted({*_spread(len(records), share), *longest}))
 
     def _records(self, epoch: int) -> Sequence[Record]:
@@ -163,22 +189,44 @@ class ClipDataset(Dataset[Example]):
             return self.records_by_epoch[epoch]
         return self.records_by_epoch[epoch % len(self.records_by_epoch)]
 
+    def _read_row(self, epoch: int, index: int) -> Record:
+        try:
+            return self._records(epoch)[index]
+        except AnnotationError as error:  # of a file that has changed since the start, or a link that was put there
+            raise SampleError(str(error)) from error
+
+    def _visual_tokens(self, shape: Shape) -> int:
+        if shape not in self._tokens_of_shape:
+            self._tokens_of_shape[shape] = sum(self.tokens_per_clip(self.read.count(m)) for m in media_of(shape))
+        return self._tokens_of_shape[shape]
+
     def _media_tokens(self, record: Record) -> list[int]:
         return [self.tokens_per_clip(self.read.count(medium)) for medium in record.media]
 
     def _example(self, record: Record, epoch: int, index: int) -> Example:
         rng = np.random.default_rng([self.seed % 2**32, epoch if self.train else 0, index])
-        clips = [self.read.read(medium, rng) for medium in record.media]
-        counts = tuple(len(clip) for clip in clips)
+        frames, counts, cache = self._media(record, rng)
         tokens = self._tokenized(record, [self.tokens_per_clip(count) for count in counts])
         side = self.read.image_spec.resolution
         return Example(
             id=record.id,
             input_ids=torch.tensor(tokens.input_ids, dtype=torch.int64),
             labels=torch.tensor(tokens.labels, dtype=torch.int64),
-            frames=torch.cat(clips) if clips else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            frames=torch.empty((0, 3, side, side), dtype=torch.uint8) if frames is None else frames,
             frames_per_medium=counts,
+            cache=cache,
         )
+
+    def _media(
+        self, record: Record, rng: np.random.Generator
+    ) -> tuple[torch.Tensor | None, tuple[int, ...], CachedFeatures | None]:
+        """(frames uint8 [F, 3, R, R] of clips that no cache has, T of every clip, the clips that the cache has)."""
+        if self.features is not None:
+            found = self.features.clips(record.media)
+            frames, cache = join_clips(found)
+            return frames, tuple(clip.num_frames for clip in found), cache
+        clips = [self.read.read(medium, rng) for medium in record.media]
+        return torch.cat(clips) if clips else None, tuple(len(clip) for clip in clips), None
 
     def _tokenized(self, record: Record, media_tokens: Sequence[int]) -> Tokenized:
         """Raises ContextError, ZeroLabelsError or ValueError."""
@@ -216,8 +264,8 @@ class ClipDataset(Dataset[Example]):
         token = next(t for t in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0) if t is not None)
         return Example(
             id="",
-            input_ids=torch.full((2,), token, dtype=torch.int64),
-            labels=torch.full((2,), IGNORE_INDEX, dtype=torch.int64),
+            input_ids=torch.full((FILLER_LENGTH,), token, dtype=torch.int64),
+            labels=torch.full((FILLER_LENGTH,), IGNORE_INDEX, dtype=torch.int64),
             frames=torch.empty((0, 3, side, side), dtype=torch.uint8),
             frames_per_medium=(),
         )

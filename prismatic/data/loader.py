@@ -6,6 +6,7 @@ there, nothing is read again.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from prismatic.data.dataset import Position, SampleError
+from prismatic.data import plan
+from prismatic.data.dataset import FILLER_LENGTH, Position, SampleError
+from prismatic.data.largest import Batching, largest_rows
+from prismatic.data.order import EpochOrder
+from prismatic.data.watch import ReadingWatch
 from prismatic.types import Batch, Example
 
 Positions = tuple[Position, ...]
 Collate = Callable[[list[Example]], Batch]
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # of the reading processes without a step between them
 
 
 class WorkerError(OSError):
@@ -35,25 +45,8 @@ class Examples(Protocol):
 
     def __getitem__(self, position: Position) -> Example: ...
 
-    def length(self, index: int, epoch: int = 0) -> int:
-        """About how long an example is; used to put examples of a like length together."""
-
-
-def epoch_order(
-    num_examples: int, seed: int, epoch: int, global_batch_size: int, shuffle: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Order of an epoch: row numbers int64 [n], and whether each counts, bool [n]; n is a multiple of the global batch.
-
-    Every row counts exactly once. What is missing to a whole last batch is filled from the front, not counted. Without
-    shuffle the order is that of the file. Raises ValueError without rows.
-    """
-    if num_examples < 1:
-        raise ValueError("a dataset without rows gives no batches")
-    order = np.arange(num_examples, dtype=np.int64)
-    if shuffle:
-        np.random.default_rng([seed % 2**32, epoch]).shuffle(order)
-    total = -(-num_examples // global_batch_size) * global_batch_size
-    return np.resize(order, total), np.arange(total) < num_examples
+    def lengths(self, rows: NDArray[np.int64], epoch: int = 0) -> NDArray[np.int64]:
+        """About how long examples are, from their rows alone and alike in every process; 1 or more."""
 
 
 @dataclass(eq=False)
@@ -61,8 +54,9 @@ class StepLoader:
     """Micro-batches of this process, one list for each optimizer step.
 
     num_examples: rows by epoch. global_batch_size: examples a step, over all processes; per_device_batch_size: examples
-    a micro-batch. num_workers: reading processes, kept over epochs; 0 reads in this one. Raises ValueError when the
-    sizes do not divide.
+    a micro-batch, on average where `packing` makes micro-batches of like numbers of tokens instead. num_workers:
+    reading processes, kept over epochs; 0 reads in this one. prefetch: micro-batches that each of them has ready.
+    Raises ValueError when the sizes do not divide.
     """
 
     dataset: Examples
@@ -75,6 +69,8 @@ class StepLoader:
     world_size: int = 1
     num_workers: int = 0
     shuffle: bool = True
+    packing: bool = False
+    prefetch: int = 2
     _schedule: _Schedule = field(init=False, repr=False)
     _loader: DataLoader[Batch | _Failure] = field(init=False, repr=False)
 
@@ -101,26 +97,56 @@ class StepLoader:
     def iterate(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step of an epoch, from `start_step` on.
 
-        Raises SampleError for a broken sample, WorkerError when a reading process has died.
+        A reading process that dies is replaced, and what was under way is read again: nothing is lost or doubled. A
+        sample that kills or holds up its process again is treated as a broken one. Raises SampleError for a broken
+        sample, WorkerError when reading processes die again and again.
         """
-        self._schedule.positions = self._positions(epoch, start_step)
-        step: list[Batch] = []
-        try:
-            for batch in self._loader:
-                if isinstance(batch, _Failure):
-                    raise SampleError(batch.text)
-                step.append(batch)
-                if len(step) == self.micro_batches:
-                    yield step
-                    step = []
-        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
-            death = self._death(error)
-            if death is None:
-                raise
+        done, restarts = start_step, 0
+        while True:
+            self._schedule.positions = self.positions(epoch, done)
+            step: list[Batch] = []
+            try:
+                for batch in self._loader:
+                    if isinstance(batch, _Failure):
+                        raise SampleError(batch.text)
+                    step.append(batch)
+                    if len(step) == self.micro_batches:
+                        done, restarts = done + 1, 0
+                        yield step
+                        step = []
+                return
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+                death = self._death(error)
+                if death is None:
+                    raise
+                restarts += 1
+                self._restart(death, restarts, error)
+
+    def _restart(self, death: str, restarts: int, error: Exception) -> None:
+        """New reading processes for those of which one has died, if that may help; else raises WorkerError."""
+        watch: ReadingWatch | None = getattr(self.dataset, "watch", None)
+        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+        dead = [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
+        happened = watch.look_at(dead) if watch is not None else []
+        if restarts > MAX_RESTARTS:
             raise WorkerError(
-                f"a process that reads data has died ({death}); it may have been out of memory: lower "
-                "--dataset.num_workers or the batch size, or use --dataset.num_workers 0 to see the reason"
+                f"a process that reads data has died ({death}), and so have {MAX_RESTARTS} started in its place; it "
+                "may have been out of memory: lower --dataset.num_workers or the batch size, or use "
+                "--dataset.num_workers 0 to see the reason"
             ) from error
+        log.warning(
+            f"A process that reads data has died ({'; '.join(happened) or death}); reading goes on with new ones"
+        )
+        self._loader = self._start()
+
+    def largest(self) -> Batch:
+        """The micro-batch with the most positions of the first epoch, of any process, read in this one.
+
+        Raises SampleError for a broken sample.
+        """
+        batching = Batching(self.global_batch_size, self.per_device_batch_size, self.packing, self.seed, self.shuffle)
+        rows = largest_rows(self.dataset, self.num_examples(0), batching)
+        return self.collate([self.dataset[Position(0, row)] for row in rows])
 
     def _death(self, error: Exception) -> str | None:
         """What DataLoader says about a worker that has died; None when `error` is about something else."""
@@ -139,23 +165,16 @@ class StepLoader:
         """End the reading processes. The loader can be used again; it starts new ones."""
         self._loader = self._start()
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        return epoch_order(self.num_examples(epoch), self.seed, epoch, self.global_batch_size, self.shuffle)
-
-    def _sorted(self, order: np.ndarray, counted: np.ndarray, epoch: int, step: int) -> list[Position]:
-        at = slice(step * self.global_batch_size, (step + 1) * self.global_batch_size)
-        members = [Position(epoch, int(i), bool(c)) for i, c in zip(order[at], counted[at], strict=True)]
-        # Like lengths meet in a micro-batch (little padding), and in what the ranks do at one moment (no waiting).
-        return sorted(members, key=lambda p: -self.dataset.length(p.index, p.epoch) if p.counted else 0)
-
-    def _positions(self, epoch: int, start_step: int) -> Iterator[Positions]:
-        size = self.per_device_batch_size
-        order, counted = self._order(epoch)
-        for step in range(start_step, self.steps_per_epoch(epoch)):
-            members = self._sorted(order, counted, epoch, step)
-            for micro in range(self.micro_batches):
-                first = (micro * self.world_size + self.rank) * size
-                yield tuple(members[first : first + size])
+    def positions(self, epoch: int, start_step: int = 0) -> Iterator[Positions]:
+        """What `iterate` reads, one micro-batch of this process after another: the plan alone, no example is made."""
+        order = EpochOrder(self.num_examples(epoch), self.seed, epoch, self.global_batch_size, self.shuffle)
+        groups = self.global_batch_size // self.per_device_batch_size
+        for step in range(start_step, len(order)):
+            rows, counted = order.step(step)
+            lengths = np.where(counted, self.dataset.lengths(rows, epoch), FILLER_LENGTH)
+            planned = plan.balanced(lengths, groups) if self.packing else plan.alike(lengths, groups)
+            for members in plan.share_of(planned, self.rank, self.world_size):
+                yield tuple(Position(epoch, int(rows[i]), bool(counted[i])) for i in members)
 
     def _start(self) -> DataLoader[Batch | _Failure]:
         # HF tokenizers warn at every fork otherwise; ours never tokenize batches, so nothing is lost.
@@ -164,14 +183,15 @@ class StepLoader:
         if self.num_workers:
             # Forked, so that records, tokenizer and code are shared. The children never touch CUDA.
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-            workers = {"multiprocessing_context": method, "persistent_workers": True, "prefetch_factor": 2}
+            workers = {"multiprocessing_context": method, "persistent_workers": True}
+            workers["prefetch_factor"] = self.prefetch
         return DataLoader(
             _MicroBatches(self.dataset, self.collate),
             sampler=self._schedule,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
             # Without one of its own, the loader would draw from the global generator: a trace in reproducible runs.
             generator=torch.Generator(),
             **workers,
@@ -208,7 +228,7 @@ class _Schedule(Sampler[Positions]):
         return self.positions
 
 
-def _quiet_worker(worker: int) -> None:
+def quiet_worker(worker: int) -> None:
     """Signals in a reading process: Ctrl-C, and a SIGTERM that is not from the main process, are not its business.
 
     A launcher signals the whole process group, and the main process then still saves; a reading process that dies

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from prismatic.conf.data import DatasetConfig
 from prismatic.types import ImageSpec, Medium
 from prismatic.video.augment import augment
 from prismatic.video.clip import Clip
@@ -40,13 +41,24 @@ class MediaReader:
         Raises MediaError (a ValueError) when the file cannot give them, ValueError when a clip is too short by policy.
         """
         frames = self._frames(medium, rng)
-        return resize(augment(frames, self.augmentations, rng), self.image_spec, self.resize_strategy)
+        return self.fit(augment(frames, self.augmentations, rng))
+
+    def fit(self, frames: np.ndarray) -> torch.Tensor:
+        """Frames uint8 [T, H, W, 3] as the vision backbone gets them, uint8 [T, 3, R, R]."""
+        return resize(frames, self.image_spec, self.resize_strategy)
 
     def count(self, medium: Medium) -> int:
         """T of a medium without opening it; a bound from above where clips may give fewer."""
         if medium.kind == "video":
             return medium.num_frames or self.num_frames
         return len(medium.paths)
+
+    def choose(self, facts: ClipFacts, medium: Medium, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of the frames to take of a video, int64 [T]. Raises ValueError that names it."""
+        try:
+            return sample(facts, self.count(medium), self.sampler, rng, self.short_clips)
+        except ValueError as error:
+            raise ValueError(f"{medium.paths[0]}: {error}") from error
 
     def _frames(self, medium: Medium, rng: np.random.Generator) -> np.ndarray:
         """uint8 [T, H, W, 3]."""
@@ -56,11 +68,28 @@ class MediaReader:
             with open_frames(medium.paths) as clip:
                 return clip.get(np.arange(len(clip)))
         with open_video(medium.paths[0], self.decoder) as clip:
-            return clip.get(self._choose(clip, medium, rng))
+            return clip.get(self.choose(facts_of(clip), medium, rng))
 
-    def _choose(self, clip: Clip, medium: Medium, rng: np.random.Generator) -> np.ndarray:
-        facts = ClipFacts(len(clip), clip.fps, clip.timestamps)
-        try:
-            return sample(facts, self.count(medium), self.sampler, rng, self.short_clips)
-        except ValueError as error:
-            raise ValueError(f"{medium.paths[0]}: {error}") from error
+
+def facts_of(clip: Clip) -> ClipFacts:
+    """What a sampler may know of an open clip."""
+    return ClipFacts(len(clip), clip.fps, clip.timestamps)
+
+
+def reader_of(
+    data: DatasetConfig,
+    num_frames: int,
+    image_spec: ImageSpec,
+    resize_strategy: str,
+    augmentations: tuple[str, ...] = (),
+) -> MediaReader:
+    """How the media of a configured dataset are read. augmentations: those of training, none otherwise."""
+    return MediaReader(
+        num_frames=num_frames,
+        sampler=data.sampler,
+        decoder=data.decoder,
+        short_clips=data.short_clips,
+        image_spec=image_spec,
+        resize_strategy=resize_strategy,
+        augmentations=augmentations,
+    )

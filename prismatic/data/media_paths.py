@@ -1,7 +1,7 @@
 """Media paths of annotation rows: joined to the media folder, and never outside it.
 
 Rows are other people's data, so a path may try to leave the folder: by `..`, as an absolute path, through a link, as a
-URL. Each folder is looked at once (links in it, where it really lies); no file is looked at by itself.
+URL. Folders are looked at (links in them, where they really lie); no file is looked at by itself.
 
 The folder itself may be a URL that fsspec understands: then its rows' paths are below that URL, and nowhere else.
 """
@@ -22,6 +22,7 @@ from prismatic.video.storage import is_dir, is_url
 # A path of only such characters, without `..`, needs no normalizing. Most rows of most files have one.
 _PLAIN = re.compile(r"[\w\-+=,@()\[\]&'!#%~. /]+", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z0-9+.\-]*)*://|data:|file:")
+_KEPT_FOLDERS = 4096
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -57,6 +58,8 @@ class MediaRoot:
         folder, _, name = full.rpartition("/")
         links = self._links.get(folder)
         if links is None:
+            if len(self._links) >= _KEPT_FOLDERS:  # of millions of folders, one a clip, none is met again soon
+                self._links.clear()
             links = self._links[folder] = self._look_at(folder, path)
         if name in links and not self._holds(os.path.realpath(full)):
             raise self._outside(path, f"a link to {os.path.realpath(full)}")

@@ -6,11 +6,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import overload
 
+from prismatic.data.sizes import RowSizes
 from prismatic.types import Record
 
 
 class RecordRows(Sequence[Record]):
-    """A sequence of records over `_record(at)`; a slice of it is a list."""
+    """A sequence of records over `_record(at)`; a slice of it is a list. sizes: of all rows, where they are known."""
+
+    sizes: RowSizes | None = None
 
     @abstractmethod
     def _record(self, at: int) -> Record:
@@ -30,3 +33,8 @@ class RecordRows(Sequence[Record]):
         if not 0 <= at < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         return self._record(at)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]

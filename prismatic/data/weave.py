@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ from prismatic.types import Medium, Record, Turn
 RECENT = 1024  # woven rows kept
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """What a form knows of one clip of an example. num_frames: frames shown of it. duration: seconds; None: unknown."""
 
     caption: str

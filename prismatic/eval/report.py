@@ -1,7 +1,7 @@
-"""`report.html` of a run folder: settings, loss curve, scores, and held-out clips with the answer beside the truth.
+"""What evaluations add to a run folder's `report.html`: scores, and held-out clips with the answer beside the truth.
 
-One file that opens without a network. It shows what is there and says what is missing: a run without evaluation, a
-clip whose file has gone.
+It shows what is there and says what is missing: a run without evaluation, a clip whose file has gone. The rest of the
+page is report/run_report.py's.
 """
 
 from __future__ import annotations
@@ -13,33 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prismatic.eval.report_gallery import Card, cards
-from prismatic.eval.report_loss import Series, loss_svg
-from prismatic.eval.report_page import PAGE
+from prismatic.eval.report_page import SECTIONS
+from prismatic.report.run_report import write_run_report
 
 log = logging.getLogger(__name__)
 
-# (where it stands in config.yaml, what a reader calls it)
-_SETTINGS = (
-    ("model.model_path", "native VLM"),
-    ("model.vision_backbone_id", "vision backbone"),
-    ("model.frame_aggregator", "frame aggregator"),
-    ("model.arch_specifier", "projector"),
-    ("model.llm_backbone_id", "LLM"),
-    ("model.num_frames", "frames a video"),
-    ("model.visual_token_layout", "visual tokens stand"),
-    ("dataset.dataset_id", "training data"),
-    ("val_dataset.dataset_id", "validation data"),
-    ("stage", "stage"),
-    ("seed", "seed"),
-    ("model.finetune_epochs", "epochs"),
-    ("model.finetune_global_batch_size", "examples a step"),
-    ("model.finetune_learning_rate", "peak learning rate"),
-    ("model.finetune_weight_decay", "weight decay"),
-    ("model.finetune_lr_scheduler_type", "schedule"),
-)
 _SCORES = (
     ("exact_match", "exact match", 1.0),
     ("accuracy", "accuracy", 1.0),
@@ -89,12 +68,6 @@ def write_report(run_dir: Path) -> Path:
     """
     import jinja2
 
-    config_file = run_dir / "config.yaml"
-    if not config_file.is_file():
-        raise ValueError(f"{run_dir} is not a run folder: it has no config.yaml")
-    config_text = config_file.read_text(encoding="utf-8")
-    config = yaml.safe_load(config_text) or {}
-    loss, validation = read_losses(run_dir)
     evaluations = read_evaluations(run_dir)
     gallery: list[Card] = []
     mistakes: list[Card] = []
@@ -102,25 +75,15 @@ def write_report(run_dir: Path) -> Path:
         same_rows = evaluations[0].metrics.get("annotations")
         others = [(e.label, e.rows) for e in evaluations[1:] if e.metrics.get("annotations") == same_rows]
         gallery, mistakes = cards(evaluations[0].rows, evaluations[0].metrics, others)
-    svg = loss_svg(loss, validation) if loss.steps else ""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(PAGE).render(
-        run_id=run_dir.name,
-        settings=_settings(config),
-        config_text=config_text,
-        tiles=_tiles(loss, validation, evaluations),
-        loss_svg=svg,
+    scores = environment.from_string(SECTIONS).render(
         evaluations=evaluations,
         attributes=_attribute_scores(evaluations),
         scores=_scores(evaluations),
         gallery=gallery,
         mistakes=mistakes,
     )
-    target = run_dir / "report.html"
-    temporary = target.with_name("report.html.partial")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(target)
-    return target
+    return write_run_report(run_dir, tiles=_tiles(evaluations), sections=[scores])
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -137,20 +100,6 @@ def summary(metrics: Mapping[str, Any]) -> str:
         each = ", ".join(f"{name} {value:.1%}" for name, value in metrics["attributes"].items())
         lines.append(f"  attribute accuracy: {metrics['attribute_accuracy']:.1%} ({each})")
     return "\n".join(lines)
-
-
-def read_losses(run_dir: Path) -> tuple[Series, Series]:
-    """(training loss, validation loss) by step out of the run's step log; empty series when there is no log."""
-    loss, validation = Series("training loss"), Series("validation loss")
-    index = run_dir / "run-metrics.jsonl"
-    run_id = read_jsonl(index)[0]["run_id"] if index.is_file() and index.stat().st_size else run_dir.name
-    step_log = run_dir / f"{run_id}.jsonl"
-    for row in read_jsonl(step_log) if step_log.is_file() else []:
-        values = {key.partition("/")[2]: value for key, value in row.items()}
-        for name, series in (("Loss (Raw)", loss), ("Validation Loss", validation)):
-            if values.get(name) is not None and values.get("Step") is not None:
-                series.add(int(values["Step"]), float(values[name]))
-    return loss, validation
 
 
 def read_evaluations(run_dir: Path) -> list[Evaluation]:
@@ -185,30 +134,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for path, name in _SETTINGS:
-        value: Any = config
-        if config.get("stage") == "align":
-            path = path.replace("model.finetune_", "model.align_")
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            found.append((name, str(value)))
-    return found
-
-
-def _tiles(loss: Series, validation: Series, evaluations: list[Evaluation]) -> list[tuple[str, str]]:
+def _tiles(evaluations: list[Evaluation]) -> list[tuple[str, str]]:
     """(number, what it is), the few that a reader looks for first."""
     tiles = []
     for evaluation in evaluations:
         value = evaluation.metrics.get("attribute_accuracy", evaluation.metrics.get("accuracy"))
         if value is not None:
             tiles.append((f"{value:.1%}", f"held-out accuracy, {evaluation.label}"))
-    if validation.values:
-        tiles.append((f"{validation.values[-1]:.4f}", "validation loss at the end"))
-    if loss.steps:
-        tiles.append((f"{loss.steps[-1]:,}", "optimizer steps"))
     if evaluations:
         metrics = evaluations[0].metrics
         skipped = f", {metrics['num_skipped']} skipped" if metrics["num_skipped"] else ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import difflib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from prismatic.eval.metrics import METRICS, Compared
 from prismatic.eval.text import normalise
+from prismatic.report.pictures import Picture, data_uri, thumbnail
 from prismatic.video.decode import MediaError, open_frames, open_video, read_image
 from prismatic.video.storage import is_url
 
@@ -29,14 +27,6 @@ SIDE = 128  # longest side of a picture, pixels
 JPEG_QUALITY = 80
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A frame: JPEG as a data URI, and its place in time (seconds, as text; empty for an image)."""
-
-    uri: str
-    when: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +113,7 @@ def _pictures(media: Sequence[str | list[str]], root: Path) -> tuple[list[Pictur
     try:
         for medium in media[:FRAMES_SHOWN]:
             for frame, when in _frames(medium, root, share):
-                pictures.append(Picture(_data_uri(frame), when))
+                pictures.append(Picture(data_uri(thumbnail(frame, SIDE), JPEG_QUALITY), when))
     except MediaError as error:
         log.warning("report: %s", error)
         return pictures, str(error)
@@ -141,11 +131,3 @@ def _frames(medium: str | list[str], root: Path, count: int) -> list[tuple[NDArr
         indices = np.unique(np.linspace(0, len(clip) - 1, min(count, len(clip))).astype(int))
         times = clip.timestamps[indices] - (0 if listed else clip.timestamps[0])
         return [(f, f"{t:.1f} s") for f, t in zip(clip.get(indices), times, strict=True)]
-
-
-def _data_uri(frame: NDArray[np.uint8]) -> str:
-    image = Image.fromarray(frame)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

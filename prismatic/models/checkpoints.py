@@ -184,6 +184,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return flat
 
 
+def read_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """What `read_weights` gives, without the numbers: tensors on the meta device. Raises CheckpointLoadError too."""
+    if path.suffix != ".safetensors":
+        return {key: tensor.to("meta") for key, tensor in read_weights(path).items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+    except _UNREADABLE as error:
+        raise CheckpointLoadError(f"{path} cannot be read as a checkpoint (truncated?): {_reason(error)}") from error
+
+
 def _check_archive(path: Path) -> None:
     """Raises ValueError for what torch never writes: packed, doubled or overlapping members, which grow when read."""
     with zipfile.ZipFile(path) as archive:

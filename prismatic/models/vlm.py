@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from prismatic.models.aggregators import Aggregator
+from prismatic.models.features import FeatureKeeper, batch_features
 from prismatic.models.generation import generate_texts, score
 from prismatic.models.linear import use_onednn
 from prismatic.models.llm.hf_causal import HFCausalLM
@@ -76,6 +77,8 @@ class PrismaticVLM(nn.Module):
         self.resize_strategy = resize_strategy
         self.memory = Memory()
         use_onednn(self)
+        self.feature_keeper: FeatureKeeper | None = None  # set by a run that trains with a feature cache
+        self.whole_vision = False  # a run with a feature cache does not shard the vision backbone
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +134,7 @@ class PrismaticVLM(nn.Module):
         num_slots = int((batch.input_ids == VISUAL_SLOT).sum())
         counts = batch.frames_per_medium
         if counts:
-            visual = self.encode(batch.frames, counts)
+            visual = self.encode(batch.frames, counts) if batch.cache is None else self._encode_cached(batch)
         else:
             # Every rank runs the same collectives: a batch of text alone passes one black frame through, times 0.
             R = self.vision_backbone.image_spec.resolution
@@ -154,6 +157,12 @@ class PrismaticVLM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
             features = self.vision_backbone(frames)  # [F, P, Dv]
         return self.projector(self.aggregator(features, frames_per_medium))
+
+    def _encode_cached(self, batch: Batch) -> torch.Tensor:
+        """Visual tokens [V, D] of a batch some of whose clips come as features."""
+        assert self.aggregator is not None and self.feature_keeper is not None and not self._trains_vision()
+        features = batch_features(self.vision_backbone, batch, self.feature_keeper)
+        return self.projector(self.aggregator(features, batch.frames_per_medium))
 
     def positions(self, batch: Batch) -> torch.Tensor | None:
         """Position ids of a batch; None where they simply count."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import CheckpointException
 
 from prismatic import dist
 from prismatic.train.errors import CheckpointError
 
+CHECKSUM_BLOCK = 4 * 2**20  # Bytes
 PARTIAL, TRASH = ".partial", ".trash"  # Endings of names that no reader looks at; leftovers are removed
 
 
@@ -35,6 +38,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write and sync a JSON file (not atomic: the folder around it is renamed afterwards)."""
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     sync(path)
+
+
+def checksum(path: Path) -> str:
+    """CRC-32 of a file, as eight hexadecimal digits. The interpreter is free for other threads meanwhile."""
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        block = bytearray(CHECKSUM_BLOCK)
+        while count := file.readinto(block):
+            crc = zlib.crc32(memoryview(block)[:count], crc)
+    return f"{crc:08x}"
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -117,8 +130,11 @@ class Writing:
         except (OSError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(self._explain(error)) from error
 
-    def on_rank_zero(self, action: Callable[[], None]) -> None:
-        """Runs `action` on rank 0 while the others wait; its CheckpointError is raised on every rank."""
+    def on_rank_zero(self, action: Callable[[], None], group: ProcessGroup | None = None) -> None:
+        """Runs `action` on rank 0 while the others wait; its CheckpointError is raised on every rank.
+
+        group: of `dist.side_group`, in a thread beside the main one.
+        """
         text = None
         if dist.rank_zero():
             try:
@@ -126,7 +142,7 @@ class Writing:
                     action()
             except CheckpointError as error:
                 text = str(error)
-        text = dist.broadcast_object(text)
+        text = dist.broadcast_object(text, group)
         if text is not None:
             raise CheckpointError(text)
 

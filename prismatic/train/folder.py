@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ log = logging.getLogger(__name__)
 
 FOLDER, LATEST, STATE = "checkpoints", "latest-checkpoint.safetensors", "state.json"
 LATEST_ADAPTER, ADAPTER_END = "latest-adapter", "-adapter"
+BEST, BEST_ADAPTER = "best-checkpoint.safetensors", "best-adapter"
+READERS = 8  # Files whose checksums are taken at a time
 _STEP = re.compile(r"step-(\d{6,})(-epoch-.*(?:\.safetensors|-adapter))?")
 
 
@@ -26,17 +32,43 @@ def adapter_name(weights_name: str) -> str:
 
 def point_latest(folder: Path, weights_name: str) -> None:
     """Have the links in `checkpoints/` point at this consolidated file, and at its adapters where there are some."""
-    files.replace_link(folder / LATEST, weights_name)
-    if (folder / adapter_name(weights_name)).is_dir():
-        files.replace_link(folder / LATEST_ADAPTER, adapter_name(weights_name))
+    _point(folder, weights_name, LATEST, LATEST_ADAPTER)
+
+
+def point_best(run_dir: Path) -> None:
+    """Have `best-*` point at the weights of the best of the whole checkpoints, if one was measured."""
+    folder = run_dir / FOLDER
+    names = [_weights_of(path) for path in best(run_dir, 1)]
+    if names and names[0]:
+        _point(folder, names[0], BEST, BEST_ADAPTER)
     else:
-        (folder / LATEST_ADAPTER).unlink(missing_ok=True)
+        for name in (BEST, BEST_ADAPTER):
+            (folder / name).unlink(missing_ok=True)
+
+
+def best(run_dir: Path, count: int) -> list[Path]:
+    """The whole `step-*/` folders with the least of what is measured, least first; of equal ones the earlier first.
+
+    Only what was measured at the very step of a checkpoint counts (its state's "measured"), only a number, and only
+    under the name that the newest of them has: a loss does not compare with a score.
+    """
+    found: list[tuple[float, int, Path]] = []
+    wanted = None
+    for path in resumable(run_dir):
+        if incomplete(path) is None:
+            measured = read_state(path).get("measured") or {}
+            name, value = measured.get("name"), measured.get("value")
+            if value is not None and math.isfinite(value) and name == (wanted or name):
+                wanted = name
+                found.append((value, _step(path) or 0, path))
+    return [path for _, _, path in sorted(found)[:count]]
 
 
 def find(resume: str, run_dir: Path) -> Path | None:
     """The checkpoint that `--resume auto|never|PATH` means, as rank 0 sees it; None to start anew.
 
-    PATH is a `step-000100/` folder, or a run folder, whose newest is meant. Raises ValueError when it is neither.
+    PATH is a `step-000100/` folder, or a run folder, whose newest is meant. Raises ValueError when it is neither, or
+    when the checkpoint asked for is damaged.
     """
     path, problem = None, None
     if dist.rank_zero() and resume != "never":
@@ -44,7 +76,9 @@ def find(resume: str, run_dir: Path) -> Path | None:
         if resume == "auto":
             path = find_latest(run_dir)
         elif (asked / STATE).is_file():
-            path = asked
+            path, fault = asked, incomplete(asked) or damaged(asked)
+            if fault:
+                problem = f"--resume {resume}: this checkpoint cannot be used: {fault}; pass an earlier one, or auto"
         else:
             path = find_latest(asked)
             if path is None:
@@ -59,9 +93,12 @@ def find(resume: str, run_dir: Path) -> Path | None:
 
 
 def find_latest(run_dir: Path) -> Path | None:
-    """The newest complete resumable checkpoint of a run, or None; those passed over are named in the log."""
+    """The newest resumable checkpoint of a run that is whole, or None; those passed over are named in the log.
+
+    All its bytes are read and compared with their checksums.
+    """
     for path in resumable(run_dir):
-        problem = incomplete(path)
+        problem = incomplete(path) or damaged(path)
         if problem is None:
             return path
         log.warning(f"Passing over the checkpoint {path}: {problem}")
@@ -69,7 +106,7 @@ def find_latest(run_dir: Path) -> Path | None:
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The newest complete resumable checkpoint, or None."""
+    """The newest complete resumable checkpoint by the sizes of its files, or None."""
     return next((path for path in resumable(run_dir) if incomplete(path) is None), None)
 
 
@@ -93,9 +130,33 @@ def incomplete(checkpoint: Path) -> str | None:
     return None
 
 
+def damaged(checkpoint: Path) -> str | None:
+    """Which file of a complete `step-000100/` folder has other bytes than were written, or None.
+
+    Checkpoints of older versions have no checksums: nothing can be said of them.
+    """
+    sums = read_state(checkpoint).get("checksums", {})
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda name: _checksum(checkpoint / name), sums)
+        for (name, expected), actual in zip(sums.items(), found, strict=True):
+            if actual != expected:
+                return f"{name} is damaged: its checksum is {actual} instead of {expected}"
+    return None
+
+
+def write_state(checkpoint: Path, values: Mapping[str, Any]) -> None:
+    """Write `state.json`, with a checksum of its own."""
+    values = json.loads(json.dumps(values))  # As they will be read
+    files.write_json(checkpoint / STATE, {**values, "crc32": _seal(values)})
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON values of a checkpoint. Raises OSError or ValueError."""
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    """The JSON values of a checkpoint. Raises OSError, or ValueError when they are not those that were written."""
+    values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    seal = values.pop("crc32", None)
+    if seal is not None and seal != _seal(values):
+        raise ValueError(f"{STATE} is damaged: its checksum does not fit")
+    return values
 
 
 def set_aside(run_dir: Path, after_step: int) -> None:
@@ -127,17 +188,22 @@ def set_aside(run_dir: Path, after_step: int) -> None:
         else:
             link.unlink()
             (folder / LATEST_ADAPTER).unlink(missing_ok=True)
+    if (folder / BEST).is_symlink():
+        point_best(run_dir)
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """On rank 0, remove all but the newest `keep` whole checkpoints, never the weights that `latest` points to."""
+def prune(run_dir: Path, keep: int, keep_best: int = 0) -> None:
+    """On rank 0, remove all but the newest `keep` whole checkpoints and the `keep_best` best ones.
+
+    Never the weights that `latest` points to.
+    """
     if not dist.rank_zero():
         return
     folder = run_dir / FOLDER
-    complete = [path for path in resumable(run_dir) if incomplete(path) is None]
-    latest = (folder / LATEST).resolve()
-    kept = {_step(path) for path in complete[:keep]} | {_step(latest)}
     try:
+        complete = [path for path in resumable(run_dir) if incomplete(path) is None]
+        latest = (folder / LATEST).resolve()
+        kept = {_step(path) for path in [*complete[:keep], *best(run_dir, keep_best)]} | {_step(latest)}
         for path in folder.iterdir():
             # Also another file of the newest step: a run stopped in validation saves that step before and after it.
             resumable_one = path.is_dir() and not path.name.endswith(ADAPTER_END)
@@ -147,6 +213,15 @@ def prune(run_dir: Path, keep: int) -> None:
                 files.remove(path)
     except OSError as error:
         log.warning(f"Could not remove an old checkpoint in {folder}: {error}")
+
+
+def tidy(folder: Path) -> None:
+    """On rank 0, remove what a save that failed has left."""
+    if dist.rank_zero():
+        try:
+            files.remove_leftovers(folder)
+        except OSError as error:
+            log.warning(f"Could not remove the temporary files in {folder}: {error}")
 
 
 def first_line(error: BaseException) -> str:
@@ -160,3 +235,27 @@ def first_line(error: BaseException) -> str:
 def _step(path: Path) -> int | None:
     match = _STEP.fullmatch(path.name)
     return int(match.group(1)) if match else None
+
+
+def _point(folder: Path, weights_name: str, link: str, adapter_link: str) -> None:
+    files.replace_link(folder / link, weights_name)
+    if (folder / adapter_name(weights_name)).is_dir():
+        files.replace_link(folder / adapter_link, adapter_name(weights_name))
+    else:
+        (folder / adapter_link).unlink(missing_ok=True)
+
+
+def _weights_of(checkpoint: Path) -> str | None:
+    name = read_state(checkpoint).get("weights")
+    return name if name and (checkpoint.parent / name).is_file() else None
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return files.checksum(path)
+    except OSError as error:  # A disk that cannot read a block: as good as other bytes
+        return f"unreadable ({error.strerror})"
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"

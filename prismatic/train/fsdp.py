@@ -8,13 +8,16 @@ that precision and code path are the same everywhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from prismatic.dist import World
 from prismatic.models.linear import use_onednn
@@ -59,6 +62,7 @@ def shard(
     reduce_fp32: bool,
     recompute: str = "full",
     compile_blocks: bool = False,
+    cpu_offload: bool = False,
 ) -> PrismaticVLM:
     """Shard `vlm` in place over all processes and return it. Its stage must be frozen and its weights loaded.
 
@@ -69,13 +73,18 @@ def shard(
         reduce_fp32: with mixed precision, sum gradients over processes in fp32 instead of bf16.
         recompute: what of the LLM's layers is computed again in the backward pass: "none", "full", "selective".
         compile_blocks: compile the LLM's layers and the blocks of the vision tower.
+        cpu_offload: weights, gradients and optimizer lie in the host's memory; a unit's weights come to the GPU when it
+            computes. Raises ValueError on a CPU, where they lie there anyway.
+
+    With `vlm.whole_vision` every process keeps the whole, frozen vision tower: with a feature cache one process may
+    need it where another does not, and a sharded tower makes them wait for each other for ever.
     """
     row = STRATEGIES.get(strategy)
     bf16 = mixed_precision and world.device.type == "cuda"
     if mixed_precision and not bf16:
         log.info("A CPU computes in fp32: --model.enable_mixed_precision_training has no effect on it")
     if bf16:
-        _cast_frozen(vlm, torch.bfloat16)
+        cast_frozen(vlm, torch.bfloat16)
     if world.device.type == "cpu":
         use_onednn(vlm)  # again: adapters have come in since the model was built
     checkpoint_layers(vlm.llm_backbone.layers, recompute)
@@ -84,22 +93,42 @@ def shard(
     policy = MixedPrecisionPolicy()
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
-    mesh = _mesh(world, row)
-    for unit in vlm.fsdp_units():
+    if cpu_offload and world.device.type == "cpu":
+        raise ValueError("--model.cpu_offload true: this run computes on the CPU, where its weights are; leave it out")
+    place = _unit_options(policy, _mesh(world, row), cpu_offload)
+    whole = vlm.vision_backbone.to(world.device) if vlm.whole_vision else None
+    for unit in [unit for unit in vlm.fsdp_units() if unit is not whole]:
         # What is frozen and has no backward pass is gathered once for all: it is small, and never changes.
         kept = unit is vlm.vision_backbone and not any(p.requires_grad for p in unit.parameters())
         reshard_after = row.reshard_after_forward and not kept
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after)
+        fully_shard(unit, reshard_after_forward=reshard_after, **place)
+        if kept:
+            unit.set_reshard_after_backward(False)  # The end of each backward pass frees every unit otherwise
     # The root's own weights (embeddings, head, projector) are needed at both ends of the pass: freeing them between
     # would gather them twice for nothing.
-    fully_shard(vlm, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    ignored = set(whole.parameters()) if whole is not None else None
+    fully_shard(vlm, reshard_after_forward=False, ignored_params=ignored, **place)
     return vlm
+
+
+def _unit_options(policy: MixedPrecisionPolicy, mesh: DeviceMesh, cpu_offload: bool) -> dict[str, Any]:
+    """Options of `fully_shard` that all units share."""
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
+    if cpu_offload:
+        # Pinned, so that weights and gradients travel beside the computation; a CPU alone has nothing to pin for.
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    return options
 
 
 def set_gradient_sync(vlm: nn.Module, strategy: str, last_micro_batch: bool) -> None:
     """Before a micro-batch's forward pass: whether its backward pass reduces gradients over processes."""
     assert isinstance(vlm, FSDPModule)
-    vlm.set_requires_gradient_sync(last_micro_batch or STRATEGIES.get(strategy).sync_every_micro_batch)
+    mesh = next(p.device_mesh for p in vlm.parameters() if isinstance(p, DTensor))
+    # One process alone keeps whole gradients anyway, and reducing them is copying them. (Not on a GPU, where gradients
+    # that wait are in bf16 and their sum is in fp32.)
+    alone = mesh.size() == 1 and mesh.device_type == "cpu"
+    every = STRATEGIES.get(strategy).sync_every_micro_batch and not alone
+    vlm.set_requires_gradient_sync(last_micro_batch or every)
 
 
 def reshard(vlm: nn.Module) -> None:
@@ -118,7 +147,8 @@ def _mesh(world: World, row: Strategy) -> DeviceMesh:
     return init_device_mesh(kind, (size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
-def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+def cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
+    """Turn the frozen children of `vlm` (and the LLM's own weights below adapters) into `dtype`."""
     # Only whole frozen modules: FSDP wants one dtype among the trainable weights of a unit, and a frozen weight inside
     # a trained module may be thawed later. Batch statistics follow their weights; buffers that are not saved stay as
     # they are: rotary frequencies in bf16 would blur the positions.
@@ -134,3 +164,23 @@ def _cast_frozen(vlm: nn.Module, dtype: torch.dtype) -> None:
             for tensor in tensors:
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def gathered(vlm: nn.Module, strategy: str) -> Iterator[None]:
+    """Inside, every process has all weights in the precision of computing, and no forward pass talks to the others.
+
+    For work that processes do at their own pace, such as generating answers of different lengths. The model must have
+    run forward as a whole before; every process enters and leaves.
+    """
+    units = [module for module in vlm.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            # As `shard` has set it: the root never frees its weights between forward and backward.
+            unit.set_reshard_after_forward(unit is not vlm and STRATEGIES.get(strategy).reshard_after_forward, False)

@@ -13,27 +13,33 @@ import draccus
 
 from prismatic import dist
 from prismatic.conf.run import PretrainConfig
+from prismatic.train import lock
 
 log = logging.getLogger(__name__)
 
 # What may change between the start of a run and its continuation without changing what is computed.
 FREE = {
     *("val_dataset", "resume", "checkpoint_interval", "keep_checkpoints", "validation_interval", "device", "dry_run"),
+    *("checkpoint_minutes", "checkpoint_async", "keep_best", "on_save_error"),
+    *("val_datasets", "eval_task", "eval_examples", "eval_interval", "eval_max_new_tokens", "best_metric"),
+    *("on_nan", "max_nan_steps", "max_gradient", "profile", "peak_tflops", "dataset.decode_timeout"),
     *("hf_token", "plugins", "trackers", "wandb_project", "wandb_entity", "run_id", "run_root_dir"),
+    *("device_memory", "longest_batch_first", "context_parallel_size", "model.cpu_offload"),
     *("model.attention", "model.activation_checkpointing", "model.compile", "model.tf32"),
     *("model.enable_gradient_checkpointing", "model.trust_remote_code", "model.reduce_in_full_precision"),
     *("model.align_train_strategy", "model.finetune_train_strategy"),
     *("model.align_per_device_batch_size", "model.finetune_per_device_batch_size"),
     *("dataset.num_workers", "dataset.decoder", "dataset.on_error", "dataset.max_skipped_share", "dataset.metric"),
-    *("dataset.packing",),
+    *("dataset.packing", "dataset.prefetch", "dataset.feature_cache", "dataset.feature_cache_limit"),
 }
 
 
 def prepare_run_dir(cfg: PretrainConfig) -> Path:
     """Make the run folder and write config.yaml and config.json; every process calls it.
 
-    A folder that is there is gone on with, unless `--resume never` (it is then renamed, nothing is deleted). Raises
-    ValueError when it was made with other settings, or cannot be written.
+    A folder that is there is gone on with, unless `--resume never` (it is then renamed, nothing is deleted). It is this
+    process's until it ends. Raises ValueError when it was made with other settings, cannot be written, or another
+    process trains there.
     """
     run_dir = cfg.run_root_dir / cfg.resolved_run_id()
     problem = None
@@ -49,8 +55,12 @@ def prepare_run_dir(cfg: PretrainConfig) -> Path:
 
 
 def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
-    if run_dir.exists() and cfg.resume == "never":
-        _set_aside(run_dir)
+    if run_dir.exists():
+        lock.take(run_dir)
+        if cfg.resume == "never":
+            _set_aside(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock.take(run_dir)
     config = run_dir / "config.json"
     started = any((run_dir / "checkpoints").glob("step-*"))
     if not started:
@@ -65,7 +75,6 @@ def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
                 f"{run_dir} was made with other settings: {'; '.join(changed[:4])}{more}. Give the same settings to go "
                 "on with it, another --run_id for a new run, or --resume never to start over"
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
     for name, text in (("config.yaml", draccus.dump(cfg)), ("config.json", json.dumps(encoded, indent=2))):
         partial = run_dir / f".{name}.partial"
         partial.write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +21,10 @@ SHOWN = 5  # Skips that appear in the log one by one; the rest only in the file
 class SkipAccount:
     """Counts seen and skipped samples over all processes, lists the skipped in a file, and stops the run.
 
-    max_share: the limit. Looked at from the first 1/max_share samples on, so that one broken file at the start does not
-    stop a long run, and at the end of each epoch. flag: where it is set, for the text of the error.
+    max_share: the limit. Held exactly at the end of each epoch. Within one the run stops when there are more than
+    chance would bring at that share (three standard deviations), from the first 1/max_share samples on: some broken
+    files that happen to come early do not stop a long run, and a folder that is not mounted soon does. flag: where it
+    is set, for the text of the error.
     """
 
     def __init__(self, path: Path, max_share: float, flag: str = "--dataset.max_skipped_share") -> None:
@@ -52,8 +55,11 @@ class SkipAccount:
             self.check(early=True)
 
     def check(self, early: bool = False) -> None:
-        """Raises TrainingError when too many were skipped. early: before enough samples were seen, stay silent."""
-        if self.skipped > self._max_share * self.seen and not (early and self._max_share * self.seen < 1):
+        """Raises TrainingError when too many were skipped. early: within an epoch, when that may be chance."""
+        allowed = self._max_share * self.seen
+        if early and allowed < 1 and self._max_share:
+            return
+        if self.skipped > allowed + (3.0 * math.sqrt(allowed) if early else 0.0):
             raise TrainingError(
                 f"{self.skipped} of {self.seen} samples were skipped, more than {self._flag} "
                 f"{self._max_share:g} allows; {self._file.path} lists them with the reasons. Mend or remove them, or "

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,33 @@ from prismatic.conf.models import StageConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.dist import World
 from prismatic.models.llm.lora import has_adapter
-from prismatic.train import checkpoint, folder, fsdp, narration, weights
+from prismatic.train import checkpoint, folder, fsdp, narration, optim, weights
+from prismatic.train.answers import Answers
+from prismatic.train.best import Best
 from prismatic.train.console import StepFacts
 from prismatic.train.errors import TrainingError
+from prismatic.train.features import FeatureRun
+from prismatic.train.flops import count_flops
+from prismatic.train.guard import StepGuard
+from prismatic.train.limits import WaitAccount
+from prismatic.train.memory import longest
+from prismatic.train.memory.forecast import Forecast, memory_told
 from prismatic.train.metrics import Metrics
-from prismatic.train.optim import build_optimizer, build_schedule, check_schedule
+from prismatic.train.position import Position
+from prismatic.train.saver import Saver
 from prismatic.train.seeding import seed_step
 from prismatic.train.signals import StopSignals
 from prismatic.train.skips import SkipAccount
 from prismatic.train.step import Stepper
-from prismatic.train.validation import measure, next_batches
+from prismatic.train.telling import Telling
+from prismatic.train.validation import (
+    ValidationSet,
+    mean_loss,
+    measure,
+    next_batches,
+    validation_accounts,
+    validation_sets,
+)
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
@@ -40,30 +58,22 @@ log = logging.getLogger(__name__)
 WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' figure, so that their curves compare)
 
 
-def check_stage(stage: StageConfig) -> None:
-    """Raises ValueError for an unknown strategy or schedule; call it before weights are read."""
+def check_stage(stage: StageConfig, cpu_offload: bool = False) -> None:
+    """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
     fsdp.STRATEGIES.get(stage.train_strategy)
-    check_schedule(stage.lr_scheduler_type)
-
-
-@dataclass
-class Position:
-    """Where a run stands. step: optimizer steps done; epoch: epochs done; step_in_epoch: steps done of the next one.
-
-    complete: all steps are done, and what belongs to the end of the last epoch too.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    complete: bool = False
+    optim.check_schedule(stage.lr_scheduler_type)
+    optim.check_optimizer(stage, cpu_offload)
 
 
 class Trainer:
     """Trains a model whose stage is frozen and whose weights are loaded; shards it first.
 
+    forecast: what the run needs of memory, asked for advice when there is not enough (build.py sets it).
+
     Args:
+        val_loader: one validation dataset, or several by name.
         frozen_modules: frozen modules of `vlm` whose weights no id can bring back (random ones); they are saved once.
+        features: the feature cache of the frozen vision tower, when there is one.
     """
 
     def __init__(
@@ -71,20 +81,25 @@ class Trainer:
         cfg: PretrainConfig,
         vlm: PrismaticVLM,
         train_loader: StepLoader,
-        val_loader: StepLoader | None,
+        val_loader: StepLoader | Mapping[str, ValidationSet] | None,
         world: World,
         run_dir: Path,
         *,
         frozen_modules: Sequence[str] = (),
+        features: FeatureRun | None = None,
     ) -> None:
+        self.forecast: Forecast | None = None
         self.cfg, self.world, self.run_dir = cfg, world, run_dir
         self.stage = cfg.model.stage(cfg.stage)
-        check_stage(self.stage)
-        self.train_loader, self.val_loader = train_loader, val_loader
+        check_stage(self.stage, cfg.model.cpu_offload)
+        self.train_loader = train_loader
+        self.val_sets = validation_sets(cfg, val_loader)
         self.trained_modules = list(vlm.trainable_modules())
         # Adapters are saved in a form of their own, and the LLM below them is not trained.
         self.whole_modules = [name for name in self.trained_modules if not has_adapter(getattr(vlm, name))]
         self.frozen_modules = list(frozen_modules)
+        vlm.whole_vision = features is not None
+        flops = count_flops(vlm)  # while its weights are whole
         self.vlm = fsdp.shard(
             vlm,
             world,
@@ -92,20 +107,36 @@ class Trainer:
             mixed_precision=cfg.model.enable_mixed_precision_training,
             reduce_fp32=cfg.model.reduce_in_full_precision,
             recompute=cfg.model.recompute,
+            cpu_offload=cfg.model.cpu_offload,
             compile_blocks=cfg.model.compile,
         )
-        self.optimizer = build_optimizer(self.vlm, self.stage)
+        self.features = features
+        self.optimizer = optim.build_optimizer(self.vlm, self.stage, cfg.model.learning_rates)
         self.total_steps = self._total_steps()
         self.at = Position()
         self.signals = StopSignals()
-        self.stepper = Stepper(self.vlm, self.optimizer, self.stage, world, self.signals)
+        self.stepper = Stepper(self.vlm, self.optimizer, self.stage, world, self.signals, flops)
+        self.guard = StepGuard(run_dir, cfg.on_nan, cfg.max_nan_steps, cfg.max_gradient)
+        self.answers = Answers(run_dir, self.val_sets, self.stage.train_strategy)
         self.skips = SkipAccount(run_dir / "skipped.jsonl", cfg.dataset.max_skipped_share)
-        share = cfg.val_dataset.max_skipped_share if cfg.val_dataset is not None else 0.0
-        path = run_dir / "skipped-validation.jsonl"
-        self.validation_skips = SkipAccount(path, share, "--val_dataset.max_skipped_share")
-        self.metrics: Metrics | None = None
+        self.validation_skips = validation_accounts(cfg, run_dir, self.val_sets)
+        self.waits = WaitAccount()
+        self.telling = Telling(self)
         self.losses: list[float] = []
         self.validation_loss: float | None = None
+        self.scores: dict[str, dict[str, float]] = {}
+        self.best = Best(cfg.best_metric)
+        self.saver = Saver(cfg, run_dir, self.vlm, self.optimizer, self.whole_modules, world)
+
+    @property
+    def val_loader(self) -> StepLoader | None:
+        """The loader of the first validation dataset."""
+        return next((data.loader for data in self.val_sets.values()), None)
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Where the rows go; rank 0 has it, while the run goes on."""
+        return self.telling.metrics
 
     @property
     def mean_loss(self) -> float:
@@ -125,18 +156,22 @@ class Trainer:
                 if dist.rank_zero():
                     narration.nothing_to_do(self)
                 return 0
+            if self.features is not None:
+                self.features.start(self.vlm, self.world)
             stage, began = self.stage, time.perf_counter()
-            self.schedule = build_schedule(
-                self.optimizer, stage.lr_scheduler_type, self.total_steps, stage.warmup_ratio, self.at.step
+            self.schedule = optim.build_schedule(
+                self.optimizer,
+                stage.lr_scheduler_type,
+                self.total_steps,
+                stage.warmup_ratio,
+                self.at.step,
+                decay_ratio=stage.decay_ratio,
             )
             first_step = self.at.step
-            if dist.rank_zero():
-                self.metrics = narration.start_metrics(self)
-            try:
-                code = self._run()
-            finally:
-                if self.metrics is not None:
-                    self.metrics.close()
+            with self.telling.run(resumed_from), self.saver, self.features or nullcontext():
+                longest.first(self)
+                with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
+                    code = self._run()
         if dist.rank_zero():
             narration.summary(self, code, self.at.step - first_step, time.perf_counter() - began)
         return code
@@ -149,55 +184,54 @@ class Trainer:
 
         Returns an exit code when a signal asks to stop, before or after the step; the position says which.
         """
-        counts = self.stepper.count(batches)
+        counts = self.stepper.count(batches, data_wait)
         if counts.exit_code is not None:
             return counts.exit_code
         self.skips.add(batches, counts.examples, counts.skipped)
-        if not counts.label_tokens:
-            raise TrainingError(narration.nothing_to_learn(self, batches))
+        if self.features is not None:
+            self.features.add(batches)
+        self.telling.before_step()
         seed_step(self.cfg.seed, self.at.step, self.world.rank)
-        gradients = self.stepper.backward(batches, counts.label_tokens)
-        if not gradients.finite:
-            raise TrainingError(narration.not_finite(self, batches, gradients))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.stepper.update(gradients)
+        gradients = self.guard.attempt(self, batches, counts)
+        rates = optim.learning_rates(self.optimizer)
+        if gradients is not None:
+            self.stepper.update(gradients)
         self.schedule.step()
         self.at.step += 1
         self.at.step_in_epoch += 1
-        facts = StepFacts(
-            step=self.at.step,
-            epoch=self.at.epoch,
-            loss=gradients.loss,
-            learning_rate=learning_rate,
-            grad_norm=float(gradients.norm),
-            seconds=time.perf_counter() - began,
-            data_wait=data_wait,
-            tokens=gradients.tokens,
-            frames=gradients.frames,
-            examples=counts.examples,
-            skipped=self.skips.skipped,
-        )
-        self._note_loss(facts)
-        return gradients.exit_code
+        self.telling.step(batches, counts, gradients, rates, time.perf_counter() - began)
+        return gradients.exit_code if gradients is not None else None
 
     def validate(self) -> int | None:
         """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
-        if self.val_loader is None:
+        if not self.val_sets:
             return None
-        self._set_training(False)
-        found = measure(self.vlm, self.val_loader, self.world.device, self.signals, self.validation_skips)
-        self._set_training(True)
+        self.set_training(False)
+        with optim.averaged(self.optimizer):
+            found = measure(self.vlm, self.val_sets, self.world.device, self.signals, self.validation_skips)
         if isinstance(found, int):
+            self.set_training(True)
             return found
-        self.validation_loss, tokens = found
-        log.info(f"step {self.at.step}: validation loss {self.validation_loss:.4f}")
-        if self.metrics is not None:
-            self.metrics.log_validation(self.at.step, self.validation_loss, tokens)
+        self.validation_loss = mean_loss(found)
+        narration.validated(self, found)
+        self.best.note_loss(self.at.step, self.validation_loss)
+        if self.cfg.eval_interval is None or self.at.step >= self.total_steps:
+            self.ask()
+        self.set_training(True)
         return None
 
+    def ask(self) -> None:
+        """Answer the questions of the validation data (--eval_task), if there are any, and score the answers."""
+        if self.answers.questions:
+            self.set_training(False)
+            with optim.averaged(self.optimizer):
+                self.scores = self.answers.take(self.vlm, self.world, self.at.step)
+            self.set_training(True)
+            self.best.note_scores(self.at.step, self.scores)
+            narration.scored(self, self.scores)
+
     def save(self) -> None:
-        """Write a checkpoint at the present position; every process calls it. Raises CheckpointError."""
-        began = time.perf_counter()
+        """Take a checkpoint at the present position; every process calls it. See `Saver.save`."""
         state = {
             **asdict(self.at),
             "total_steps": self.total_steps,
@@ -206,20 +240,14 @@ class Trainer:
             "skipped": self.skips.skipped,
             "losses": self.losses,
             "validation_loss": self.validation_loss,
+            "scores": self.scores,
+            "left_out": [self.guard.left_out, self.guard.in_a_row],
+            "measured": self.best.state(self.at.step),
         }
-        path = checkpoint.save(
-            self.run_dir,
-            self.vlm,
-            self.optimizer,
-            state,
-            modules=self.whole_modules,
-            loss=self.mean_loss,
-            keep=self.cfg.keep_checkpoints,
-        )
-        log.info(f"step {self.at.step}: saved {path.name} in {time.perf_counter() - began:.1f} s")
+        self.saver.save(state, self.mean_loss)
 
     def _run(self) -> int:
-        self._set_training(True)
+        self.set_training(True)
         while not self.at.complete:
             code = self._run_epoch()
             if code is not None:
@@ -239,6 +267,8 @@ class Trainer:
             if code is not None:
                 return code
         self.skips.check()
+        if self.features is not None:
+            self.features.end_epoch(self.at.epoch)
         code = self.validate()
         if code is not None:
             return code
@@ -249,19 +279,32 @@ class Trainer:
         return None
 
     def _at_intervals(self) -> int | None:
-        code = None
+        interval, due = self.cfg.checkpoint_interval, self.saver.after_step()
+        due = due or (interval is not None and self.at.step % interval == 0)
         if self.cfg.validation_interval and self.at.step % self.cfg.validation_interval == 0:
             code = self.validate()
-        if code is None and self.cfg.checkpoint_interval and self.at.step % self.cfg.checkpoint_interval == 0:
+            if code is not None:
+                return code
+        if self.cfg.eval_interval and self.at.step % self.cfg.eval_interval == 0:
+            self.ask()
+        if due or (self.cfg.keep_best and self.best.improved(self.at.step)):
             self.save()
-        return code
+        return None
 
-    def _note_loss(self, facts: StepFacts) -> None:
+    def note_loss(self, facts: StepFacts) -> None:
+        """Take a step's loss into the mean that is shown, and its numbers into the metrics."""
         self.losses = [*self.losses, facts.loss][-WINDOW:]
+        if self.at.step_in_epoch > 1:
+            self.waits.add(facts.seconds, facts.data_wait)
+            if dist.rank_zero() and self.waits.is_news():
+                narration.limit(self)
         if self.metrics is not None:
             self.metrics.log_step(facts, self.mean_loss)
 
-    def _set_training(self, training: bool) -> None:
+    def set_training(self, training: bool) -> None:
+        """Training or evaluation mode, of what is trained; what is frozen stays in evaluation mode."""
+        if not training:
+            self.saver.copied()  # Whoever evaluates may put averages in the place of the weights for a while
         self.vlm.train(training)
         for name, module in self.vlm.named_children():
             # A frozen module works as it will when the model is used: no dropout, no new batch statistics.
@@ -280,7 +323,9 @@ class Trainer:
         if source is None:
             folder.set_aside(self.run_dir, after_step=0)
             self.skips.resume(0, 0)
-            checkpoint.check_room(self.run_dir, self.vlm, self.whole_modules)
+            self.guard.resume(0, 0, 0)
+            self.answers.resume(0)
+            checkpoint.check_room(self.run_dir, self.vlm, self.optimizer, self.whole_modules)
             if self.frozen_modules:
                 weights.save_frozen(here, self.vlm, self.frozen_modules)
             return None
@@ -290,6 +335,10 @@ class Trainer:
         state = checkpoint.restore(source, self.vlm, self.optimizer)
         self.at = Position(**{name: state[name] for name in asdict(self.at)})
         self.losses, self.validation_loss = state["losses"], state["validation_loss"]
+        self.scores = state.get("scores", {})  # Runs of older versions have none
+        self.best.resume(state.get("measured"))
+        self.guard.resume(self.at.step, *state.get("left_out", (0, 0)))
+        self.answers.resume(self.at.step)
         ours = source.resolve().parent == here.resolve()
         folder.set_aside(self.run_dir, after_step=self.at.step if ours else 0)
         self.skips.resume(state["seen"], state["skipped"])

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import socket
 import threading
+import urllib.parse
+import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 10.0  # How long the end of a run waits for the upload
+UNREACHABLE_SECONDS = 0.5  # The same when the service cannot be reached, and how long that may take to find out
 INIT_SECONDS = 15.0  # How long the service may take to answer before the run is recorded offline
+ID_FILE = "wandb-id.txt"  # In the run folder: a run that goes on is the same run there
 QUEUE_ROWS = 10_000
 
 
@@ -26,6 +32,9 @@ class WandbTracker:
         self._rows: queue.Queue[tuple[dict[str, Any], int] | None] = queue.Queue(QUEUE_ROWS)
         self._dropped = 0
         self._settings = {"dir": str(run_dir), "name": run_id, "config": hparams, "project": project, "entity": entity}
+        # Rows of steps that were done twice are the same, and wandb keeps the first of them.
+        self._settings |= {"id": _wandb_id(run_dir), "resume": "allow"}
+        self._online = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -42,9 +51,11 @@ class WandbTracker:
             self._rows.put_nowait(None)
         except queue.Full:
             self._dropped += 1
-        self._thread.join(CLOSE_SECONDS)
+        down = self._online and not _reachable(UNREACHABLE_SECONDS)
+        self._thread.join(UNREACHABLE_SECONDS if down else CLOSE_SECONDS)
         if self._thread.is_alive():
-            log.warning(f"wandb is still at work after {CLOSE_SECONDS:.0f} s and left behind; jsonl files are complete")
+            why = "cannot be reached" if down else f"is still at work after {CLOSE_SECONDS:.0f} s"
+            log.warning(f"wandb {why} and is left behind; jsonl files are complete")
         if self._dropped:
             log.warning(f"wandb was too slow for {self._dropped} rows (the jsonl files are complete)")
 
@@ -66,8 +77,36 @@ class WandbTracker:
         if not mode and not wandb.api.api_key:
             log.info(f"wandb: no credentials, so the run is recorded offline in {self._settings['dir']}/wandb")
             mode = "offline"
+        self._online = mode in (None, "", "online")
+        if self._online and not _reachable(INIT_SECONDS):
+            log.warning(f"wandb cannot be reached; recording offline in {self._settings['dir']}/wandb")
+            mode = "offline"
         try:
             return wandb.init(**self._settings, mode=mode, settings=settings)
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             log.warning(f"wandb could not start ({error}); recording offline in {self._settings['dir']}/wandb")
             return wandb.init(**self._settings, mode="offline", settings=settings)
+
+
+def _wandb_id(run_dir: Path) -> str:
+    path, new = run_dir / ID_FILE, uuid.uuid4().hex[:12]
+    try:
+        if not path.is_file():
+            path.write_text(f"{new}\n", encoding="ascii")
+        return path.read_text(encoding="ascii").strip() or new
+    except OSError as error:
+        log.warning(f"Could not write {path} ({error.strerror}): a run that goes on from here is another run in wandb")
+        return new
+
+
+def _reachable(seconds: float) -> bool:
+    """Whether somebody listens where wandb sends to; True behind a proxy, which cannot be known so simply."""
+    if urllib.request.getproxies():
+        return True
+    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    try:
+        port = url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection((url.hostname or "", port), timeout=seconds).close()
+    except (OSError, ValueError):
+        return False
+    return True

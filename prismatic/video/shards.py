@@ -74,7 +74,7 @@ def open_shard(path: str) -> Clip | tuple[bytes, str]:
     entry = find_in_shard(path)
     if entry.video is None:
         return ShardClip(path, entry)
-    return _read_span(path, split_shard_path(path)[0], entry.video), f"x.{entry.extension}"
+    return read_span(path, split_shard_path(path)[0], entry.video), f"x.{entry.extension}"
 
 
 def read_index(tar: str) -> Mapping[str, ShardEntry]:
@@ -163,14 +163,15 @@ class ShardClip(PictureClip):
         timestamps, fps = np.arange(len(entry.frames), dtype=np.float64) / UNKNOWN_FPS, UNKNOWN_FPS
         if entry.manifest is not None:
             timestamps, fps = frame_times(entry.manifest, len(entry.frames), path)
-        first = _read_span(path, self._tar, entry.frames[0])
+        first = read_span(path, self._tar, entry.frames[0])
         super().__init__(path, DECODER, timestamps=timestamps, fps=fps, size=image_size(path, first))
 
     def _picture(self, index: int) -> np.ndarray:
-        return read_image(self.source, _read_span(self.source, self._tar, self._spans[index]))[0]
+        return read_image(self.source, read_span(self.source, self._tar, self._spans[index]))[0]
 
 
-def _read_span(path: str, tar: str, span: Span) -> bytes:
+def read_span(path: str, tar: str, span: Span) -> bytes:
+    """The bytes of one member of a shard. Raises MediaError."""
     offset, size = span
     if not 0 <= size <= MAX_MEMBER_BYTES or offset < 0:
         raise MediaError(path, DECODER, f"a member of {size} bytes at {offset} cannot be")

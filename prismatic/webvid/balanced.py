@@ -1,13 +1,13 @@
 """Clusters of exactly L vectors that point the same way (or as unlike as can be), in memory linear in their number.
 
-Cells of at most PEEL_CELL vectors are peeled into clusters (`peel`). Then, PASSES times with other borders, clusters
-that would rather have each other's members are put together and pairs are swapped (`swaps`). Time grows a little
-faster than N up to PEEL_CELL vectors, and as N log N beyond.
+Vectors are peeled into clusters (`peel`). Then, PASSES times with other borders, clusters that would rather have each
+other's members are put together and pairs are swapped (`swaps`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from prismatic.webvid.cells import as_direction, cells_of_clusters, cut, likeness, regional_cells
 from prismatic.webvid.peel import peel
-from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, project, projection, quantise
+from prismatic.webvid.quantised import PIECE, Rows, Vectors, at_length, cohesion, one_blas_thread, project, quantise
 from prismatic.webvid.swaps import improve
 
 __all__ = ["Space", "balanced_clusters", "cohesion", "diverse_clusters", "quantise"]
 
-PEEL_CELL = 131_072  # vectors among which the nearest are looked for
+WHOLE = 131_072  # vectors, at most, among which the nearest are looked for everywhere
+PEEL_CELL = 65_536  # vectors among which they are looked for where there are more
 PASS_CELL = 16_384  # vectors among which clusters look for each other
 SWAP_CELL = 512  # vectors that are swapped with each other: similarities of a cell take SWAP_CELL**2 float32 = 1 MB
 FEWEST = 4  # clusters in such a cell, where their size allows
@@ -30,10 +31,19 @@ PASSES = 2
 
 @dataclass(frozen=True)
 class Space:
-    """Similarity of two rows: the dot product of `near`, less that of `far` where there is one. Both [N, D]."""
+    """Similarity of two rows: the dot product of `near`, less that of `far` where there is one. Both [N, D].
+
+    short: what stands for `near` where many are looked through, [N, d].
+    """
 
     near: Vectors
+    short: Vectors
     far: Vectors | None = None
+
+    @property
+    def wishes(self) -> Vectors:
+        """What decides which clusters meet in a cell, where a wrong choice costs little: half of a projection."""
+        return self.short if self.short is self.near else self.short[:, : self.short.shape[1] // 2]
 
     def among(self, rows: Rows) -> NDArray[np.float32]:
         """Similarities [n, n] of the rows to each other, whole numbers."""
@@ -54,28 +64,31 @@ def _dots(vectors: Vectors, rows: Rows, others: Rows) -> NDArray[np.float32]:
     return (vectors[others].astype(np.float32) @ vectors[rows].astype(np.float32)[:, :, None])[:, :, 0]
 
 
-def balanced_clusters(vectors: Vectors, size: int, seed: int, far: Vectors | None = None) -> Rows:
+@one_blas_thread
+def balanced_clusters(
+    vectors: Vectors, size: int, seed: int, far: Vectors | None = None, scratch: Path | None = None
+) -> Rows:
     """Labels int64 [N]: 0, 1, ... on exactly `size` vectors each, -1 on the N mod size least like the mean of all.
 
     vectors: from `quantise`; N >= size. far: other vectors of the same rows, in which members of a cluster are to be
-    unlike (of any width). Zero and equal vectors are clustered as any others.
+    unlike (of any width). Zero and equal vectors are clustered as any others. scratch: as for `quantise`.
     """
     assert len(vectors) >= size >= 1
-    space = Space(vectors, far)
     rng = np.random.default_rng(seed)
-    signs = projection(vectors.shape[1], rng)
+    space = Space(vectors, project(vectors, rng, scratch), far)
     rows = _without_remainder(vectors, size)
-    found = []
     with tqdm(total=len(rows) * (1 + PASSES), unit="video", desc="cluster") as bar:
-        for cell in regional_cells(vectors, rows, size, PEEL_CELL, rng):
-            found.append(cell[peel(space, cell, size, rng, signs)])
+        found = []
+        for cell in regional_cells(vectors, rows, size, WHOLE if len(rows) <= WHOLE else PEEL_CELL, rng):
+            found.append(peel(space, cell, size, rng))
             bar.update(len(cell))
         clusters = np.concatenate(found)
         for _ in range(PASSES):
-            clusters = _improving_pass(space, clusters, rng, signs, bar)
+            clusters = _improving_pass(space, clusters, rng, bar)
     return _labels(clusters, len(vectors))
 
 
+@one_blas_thread
 def diverse_clusters(vectors: Vectors, size: int, seed: int) -> Rows:
     """As `balanced_clusters`, of vectors as unlike each other as can be; -1 is on a random N mod size.
 
@@ -88,7 +101,7 @@ def diverse_clusters(vectors: Vectors, size: int, seed: int) -> Rows:
     # Cells in order are neighbours: each cluster takes its members from `size` stretches far apart.
     order = np.concatenate(list(cut(vectors, rows, 1, SWAP_CELL, rng)))
     clusters = rng.permuted(order.reshape(size, num_groups), axis=1).T.copy()
-    space = Space(vectors)
+    space = Space(vectors, vectors)
     with tqdm(total=len(rows) * PASSES, unit="video", desc="cluster") as bar:
         for _ in range(PASSES):
             shuffled = rng.permutation(num_groups)
@@ -103,9 +116,7 @@ def diverse_clusters(vectors: Vectors, size: int, seed: int) -> Rows:
     return _labels(clusters, len(vectors))
 
 
-def _improving_pass(
-    space: Space, clusters: Rows, rng: np.random.Generator, signs: NDArray[np.float32] | None, bar: tqdm[None]
-) -> Rows:
+def _improving_pass(space: Space, clusters: Rows, rng: np.random.Generator, bar: tqdm[None]) -> Rows:
     """The clusters [G, size] after swaps, in another order."""
     size = clusters.shape[1]
     cap = _clusters_in_a_cell(size)
@@ -116,7 +127,7 @@ def _improving_pass(
     done = []
     for numbers in regional_cells(means, np.arange(len(clusters)), 1, max(1, PASS_CELL // size), rng):
         region = clusters[numbers]
-        members = project(space.near, region.ravel(), signs)
+        members = space.wishes[region.ravel()].astype(np.float32)
         sums = members.reshape(*region.shape, -1).sum(axis=1)
         for cell in cells_of_clusters(members, region, at_length(sums), cap, rng):
             rows = region[cell].ravel()

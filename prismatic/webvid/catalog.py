@@ -11,18 +11,24 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from prismatic.conf.webvid import CatalogConfig
 from prismatic.webvid.captions import Columns, read_captions
 from prismatic.webvid.engine import ENGINES, Workers, cut
 from prismatic.webvid.entries import Entries, Entry
-from prismatic.webvid.files import whole_file
+from prismatic.webvid.files import clear_dead, whole_file
 from prismatic.webvid.probe import Facts, ProbeStore, probe_all
+from prismatic.webvid.rows import matching_files
+from prismatic.webvid.texts import Rows, Texts
 
 OK = "ok"
 MISSING = "missing"
@@ -60,7 +66,8 @@ def catalog(cfg: CatalogConfig) -> str:
             entries.add_files()
         else:
             columns = Columns(cfg.id_column, cfg.path_column, cfg.caption_column)
-            entries.add_captions(read_captions(cfg.captions, columns))
+            files = matching_files(str(cfg.captions), "--captions")
+            entries.add_captions(row for file in files for row in read_captions(file, columns))
         if not len(entries):
             raise ValueError(f"--videos {cfg.videos}: no video and no caption found")
         opened, known = probe_all(cfg.videos, entries.paths(), entries.num_paths(), store, cfg.engine, workers)
@@ -103,6 +110,7 @@ def _write(cfg: CatalogConfig, entries: Entries, store: ProbeStore) -> tuple[Cou
     statuses = Statuses(store.database)
     counts: Counter[str] = Counter()
     broken: list[str] = []
+    clear_dead(cfg.output)
     with whole_file(cfg.output, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for group in cut(entries, ROWS_AT_A_TIME):
             rows: list[dict[str, Any]] = []
@@ -136,6 +144,15 @@ def usable_rows(path: Path) -> Iterator[Entry]:
         raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
 
 
+def count_usable(path: Path) -> int:
+    """How many rows `usable_rows` gives."""
+    try:
+        statuses = pyarrow.parquet.read_table(_existing(path), columns=["status"])["status"]
+    except (pyarrow.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"--catalog {path}: not a catalog of `webvid.py catalog` ({error})") from error
+    return int(pyarrow.compute.sum(pyarrow.compute.equal(statuses, OK)).as_py() or 0)
+
+
 def videos_folder(path: Path) -> Path:
     """The folder that the paths of a catalog are relative to. Raises ValueError when `path` is no catalog."""
     try:
@@ -153,17 +170,29 @@ def _existing(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Catalog:
-    """A catalog as read back. videos: the folder that paths are relative to. The lists hold one value a row."""
+    """A catalog as read back. videos: the folder that paths are relative to. The columns hold one value a row."""
 
     videos: Path
-    ids: list[str]
-    paths: list[str]
-    captions: list[str]
-    statuses: list[str]
+    ids: Texts
+    paths: Texts
+    captions: Texts
+    statuses: Texts
 
-    def usable(self) -> dict[str, int]:
-        """id -> row, of the rows whose status is ok, in the order of the catalog."""
-        return {self.ids[i]: i for i, status in enumerate(self.statuses) if status == OK}
+    @cached_property
+    def ok(self) -> NDArray[np.bool_]:
+        """Of each row, whether its status is ok, [N]."""
+        return pyarrow.compute.equal(self.statuses.array, OK).to_numpy(zero_copy_only=False)
+
+    def usable(self) -> Rows:
+        """Numbers of the rows whose status is ok; no two of them have one id."""
+        return np.flatnonzero(self.ok)
+
+    def find(self, ids: Texts) -> Rows:
+        """The row of each id, -1 where the catalog has no such id with status ok; int64 [len(ids)]."""
+        rows = self.usable()
+        known = self.ids if len(rows) == len(self.ids) else self.ids.take(rows)
+        places = known.places(ids)
+        return np.where(places < 0, -1, rows[places]) if len(rows) else places
 
 
 def read_catalog(path: Path) -> Catalog:
@@ -175,5 +204,4 @@ def read_catalog(path: Path) -> Catalog:
     if table.column_names != ["id", "path", "caption", "status"]:
         raise ValueError(f"--catalog {path}: it has no columns id, path, caption and status")
     videos = path.parent / (table.schema.metadata or {}).get(_VIDEOS_KEY, b".").decode()
-    columns = {name: ["" if v is None else v for v in table[name].to_pylist()] for name in table.column_names}
-    return Catalog(videos, columns["id"], columns["path"], columns["caption"], columns["status"])
+    return Catalog(videos, Texts(table["id"]), Texts(table["path"]), Texts(table["caption"]), Texts(table["status"]))

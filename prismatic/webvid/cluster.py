@@ -6,6 +6,7 @@ Owns who takes part, what happens to the remainder, and the file. The methods se
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from prismatic.conf.webvid import ClusterConfig
 from prismatic.webvid.catalog import read_catalog
-from prismatic.webvid.files import epoch_path, read_text, write_rows
+from prismatic.webvid.files import epoch_path, write_rows
 from prismatic.webvid.methods import LEFT_OUT, METHODS, Labels, Videos, random_clusters
 from prismatic.webvid.quantised import Rows, Vectors, cohesion, cohesion_bound, cohesion_floor
+from prismatic.webvid.texts import PIECE, Texts, read_lines
 
 __all__ = ["LEFT_OUT", "METHODS", "Videos", "cluster", "read_embeddings", "read_videos"]
 
@@ -39,14 +41,8 @@ def cluster(cfg: ClusterConfig) -> str:
         output = epoch_path(cfg.output, epoch, cfg.epochs)
         order = np.argsort(labels, kind="stable")
         members = order[labels[order] != LEFT_OUT]
-        write_rows(
-            output,
-            (
-                {"video_id": videos.ids[i], "caption": videos.captions[i], "cluster": str(labels[i])}
-                for i in members.tolist()
-            ),
-        )
-        left_out = [videos.ids[i] for i in np.flatnonzero(labels == LEFT_OUT).tolist()]
+        write_rows(output, _cluster_rows(videos, labels, members))
+        left_out = list(videos.ids.take(np.flatnonzero(labels == LEFT_OUT)))
         lines.append(f"{output}: {len(members) // size} clusters of exactly {size} from {count} videos ({cfg.method})")
         lines += _measured(videos, labels, size, cfg)
         if left_out:
@@ -54,6 +50,13 @@ def cluster(cfg: ClusterConfig) -> str:
             named = ", ".join(left_out[:LISTED])
             lines.append(f"  left out, {count} mod {size} = {len(left_out)}: {named}{more}")
     return "\n".join(lines)
+
+
+def _cluster_rows(videos: Videos, labels: Labels, members: Rows) -> Iterator[dict[str, str]]:
+    for start in range(0, len(members), PIECE):
+        rows = members[start : start + PIECE]
+        texts = zip(videos.ids.take(rows), videos.captions.take(rows), labels[rows].tolist(), strict=True)
+        yield from ({"video_id": i, "caption": caption, "cluster": str(label)} for i, caption, label in texts)
 
 
 def _measured(videos: Videos, labels: Labels, size: int, cfg: ClusterConfig) -> list[str]:
@@ -80,50 +83,55 @@ def read_videos(cfg: ClusterConfig) -> Videos:
 
     Raises ValueError when no embedding belongs to an id or the files do not fit each other.
     """
-    captions: dict[str, str] | None = None
+    known: list[Texts] = []
+    captions: Texts | None = None
     if cfg.catalog is not None:
         found = read_catalog(cfg.catalog)
-        captions = {video_id: found.captions[row] for video_id, row in found.usable().items()}
-        if not captions:
+        usable = found.usable()
+        if not len(usable):
             raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
+        known, captions = [found.ids.take(usable)], found.captions.take(usable)
     folders = {"--embeddings": cfg.embeddings, "--caption_embeddings": cfg.caption_embeddings}
     given = {flag: (folder, *read_embeddings(folder, flag)) for flag, folder in folders.items() if folder is not None}
-    places = {flag: {video_id: i for i, video_id in enumerate(named)} for flag, (_, named, _) in given.items()}
-    named = next(iter(given.values()))[1] if given else list(captions or ())
-    known = [*places.values(), *([captions] if captions is not None else [])]
-    ids = [i for i in named if all(i in ids for ids in known)]
-    if not ids:
+    # The order is that of the embeddings, where there are some.
+    named = next(iter(given.values()))[1] if given else known[0]
+    known += [ids for _, ids, _ in given.values()]
+    everywhere = np.ones(len(named), bool)
+    for ids in known:
+        everywhere &= ids.places(named) >= 0
+    ids = named if everywhere.all() else named.take(np.flatnonzero(everywhere))
+    if not len(ids):
         told = " and ".join(f"{flag} {folder}" for flag, (folder, _, _) in given.items())
         raise ValueError(f"{told}: none of its ids is a usable video of --catalog {cfg.catalog}")
-    without = len(captions if captions is not None else named) - len(ids)
+    without = len(known[0]) - len(ids)
     if without:
         log.warning("%d usable videos have no embedding and take no part", without)
+    rows = {flag: _rows(ids, where) for flag, (_, where, _) in given.items()}
+    matrices = {flag: matrix for flag, (_, _, matrix) in given.items()}
     return Videos(
         ids,
-        [captions[i] for i in ids] if captions is not None else [""] * len(ids),
-        given["--embeddings"][2] if "--embeddings" in given else None,
-        _rows(ids, places.get("--embeddings")),
-        given["--caption_embeddings"][2] if "--caption_embeddings" in given else None,
-        _rows(ids, places.get("--caption_embeddings")),
+        captions.take(known[0].places(ids)) if captions is not None else Texts.of([""] * len(ids)),
+        matrices.get("--embeddings"),
+        rows.get("--embeddings"),
+        matrices.get("--caption_embeddings"),
+        rows.get("--caption_embeddings"),
         cfg.caption_weight,
         cfg.output.parent if cfg.output.parent.is_dir() else None,
     )
 
 
-def _rows(ids: list[str], places: dict[str, int] | None) -> Rows | None:
-    """The row of each id; None when they are 0, 1, 2, ... to the end, or there are no rows."""
-    if places is None:
-        return None
-    rows = np.fromiter((places[i] for i in ids), np.int64, len(ids))
-    return None if len(rows) == len(places) and (rows == np.arange(len(rows))).all() else rows
+def _rows(ids: Texts, where: Texts) -> Rows | None:
+    """The row of each id; None when they are 0, 1, 2, ... to the end."""
+    rows = where.places(ids)
+    return None if len(rows) == len(where) and (rows == np.arange(len(rows))).all() else rows
 
 
-def read_embeddings(folder: Path, flag: str = "--embeddings") -> tuple[list[str], NDArray[np.floating]]:
+def read_embeddings(folder: Path, flag: str = "--embeddings") -> tuple[Texts, NDArray[np.floating]]:
     """(ids, matrix [N, D] of float16 or float32, mapped from the disk). Raises ValueError when they do not fit."""
     file = folder / "embeddings.npy"
     if not file.is_file():
         raise ValueError(f"{flag} {folder}: it holds no embeddings.npy")
-    ids = read_text(folder / "ids.txt", flag).splitlines()
+    ids = read_lines(folder / "ids.txt", flag)
     try:
         matrix = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -133,6 +141,6 @@ def read_embeddings(folder: Path, flag: str = "--embeddings") -> tuple[list[str]
             f"{flag} {folder}: expected float16 or float32 [N, D] with one line of ids.txt a row, got "
             f"{matrix.dtype} {list(matrix.shape)} and {len(ids)} ids"
         )
-    if len(set(ids)) != len(ids):
+    if ids.has_repeats():
         raise ValueError(f"{flag} {folder}: ids.txt names a video twice")
     return ids, matrix

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from prismatic.conf.data import url_of
 from prismatic.conf.webvid_rows import ConcatConfig
 from prismatic.data.annotations import load_records
 from prismatic.types import Medium, Record
@@ -35,7 +36,7 @@ CHUNK = 32  # frames in memory at a time
 def concat(cfg: ConcatConfig) -> str:
     """Write cfg.output and return a summary. Raises ValueError for input that cannot be used, or when nothing works."""
     cfg.validate()
-    records = load_records(cfg.annotations, cfg.media_root)[: cfg.limit]
+    records = load_records(cfg.annotations, url_of(cfg.media_root) or cfg.media_root)[: cfg.limit]
     with_media = [(place, record) for place, record in enumerate(records) if record.media]
     if not with_media:
         raise ValueError(f"--annotations {cfg.annotations}: none of its rows has a video or a picture")

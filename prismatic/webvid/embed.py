@@ -17,7 +17,7 @@ from prismatic.conf.webvid_media import EmbedConfig
 from prismatic.types import ImageSpec
 from prismatic.video.sampling import SAMPLERS
 from prismatic.video.transforms import RESIZES
-from prismatic.webvid.catalog import usable_rows, videos_folder
+from prismatic.webvid.catalog import count_usable, usable_rows, videos_folder
 from prismatic.webvid.engine import ENGINES, Job, Workers, cut
 from prismatic.webvid.entries import Entry
 from prismatic.webvid.extract import FAILED, clear_partial, keep_settings, summary, write_failures
@@ -37,21 +37,17 @@ def embed(cfg: EmbedConfig) -> str:
     job = _job(cfg)
     keep_settings(cfg.output / SETTINGS, _settings(cfg))
     clear_partial(cfg.output)
-    rows = list(usable_rows(cfg.catalog))
-    if not rows:
+    total = count_usable(cfg.catalog)
+    if not total:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
     with VectorStore(cfg.output / "vectors.sqlite") as store:
-        keys = _Keys(cfg)
-        left = [row for row in tqdm(rows, unit="video", desc="look") if _is_left(store, row, keys, cfg.retry_failed)]
-        now = _compute(cfg, job, left, keys, store)
-        count, dim, failed = _count(rows, store)
+        now = _compute(cfg, job, total, store)
+        count, dim, failed = _count(cfg.catalog, store)
         if not count:
-            raise ValueError(
-                f"none of the {len(rows)} videos could be embedded; the first: {next(iter(failed.items()))}"
-            )
-        _write(cfg.output, rows, store, (count, dim))
+            raise ValueError(f"none of the {total} videos could be embedded; the first: {next(iter(failed.items()))}")
+        _write(cfg.output, cfg.catalog, store, (count, dim))
     write_failures(cfg.output / FAILED, failed)
-    return summary(cfg.output, len(rows), now, failed) + f"\n  embeddings.npy float16 [{count}, {dim}], ids.txt"
+    return summary(cfg.output, total, now, failed) + f"\n  embeddings.npy float16 [{count}, {dim}], ids.txt"
 
 
 def _job(cfg: EmbedConfig) -> Job:
@@ -114,39 +110,42 @@ class _Keys:
         return f"{row.path}, {stat.st_size} bytes, {stat.st_mtime_ns}"
 
 
-def _is_left(store: VectorStore, row: Entry, keys: _Keys, retry_failed: bool) -> bool:
-    known = store.get(row.id)
-    if known is None or known[0] != keys.of(row):
-        return True
-    return retry_failed and isinstance(known[1], Failure)
-
-
-def _compute(cfg: EmbedConfig, job: Job, left: list[Entry], keys: _Keys, store: VectorStore) -> int:
-    """Returns how many vectors were computed."""
+def _compute(cfg: EmbedConfig, job: Job, total: int, store: VectorStore) -> int:
+    """Compute what the store does not know. Returns how many vectors were computed."""
     workers = Workers(cfg.num_workers, cfg.timeout, cfg.address, gpus=int(_device(cfg.device) == "cuda"))
-    key_of = {row.id: keys.of(row) for row in left}
-    tasks = ((row.id, row.caption if cfg.text_encoder else row.path) for row in left)
+    keys = _Keys(cfg)
+    pending: dict[str, str] = {}  # id -> key before the file was read, of clips under way
     now = 0
-    with tqdm(total=len(left), unit="video", desc="embed") as bar:
-        for batch, found in ENGINES.get(cfg.engine)(job, cut(tasks, BATCH), workers):
-            store.put((task[0], key_of[task[0]], vector) for task, vector in zip(batch, found, strict=True))
+    with tqdm(total=total, unit="video", desc="embed") as bar:
+
+        def left() -> Iterator[tuple[str, str]]:
+            for row in usable_rows(cfg.catalog):
+                known, key = store.get(row.id), keys.of(row)
+                if known and known[0] == key and not (cfg.retry_failed and isinstance(known[1], Failure)):
+                    bar.update()
+                    continue
+                pending[row.id] = key
+                yield row.id, row.caption if cfg.text_encoder else row.path
+
+        for batch, found in ENGINES.get(cfg.engine)(job, cut(left(), BATCH), workers):
+            store.put((task[0], pending.pop(task[0]), vector) for task, vector in zip(batch, found, strict=True))
             now += sum(not isinstance(vector, Failure) for vector in found)
             bar.update(len(batch))
     return now
 
 
-def _outcomes(rows: list[Entry], store: VectorStore) -> Iterator[tuple[Entry, np.ndarray | Failure]]:
-    for row in rows:
+def _outcomes(catalog: Path, store: VectorStore) -> Iterator[tuple[Entry, np.ndarray | Failure]]:
+    for row in usable_rows(catalog):
         known = store.get(row.id)
         assert known is not None, row.id
         yield row, known[1]
 
 
-def _count(rows: list[Entry], store: VectorStore) -> tuple[int, int, dict[str, str]]:
+def _count(catalog: Path, store: VectorStore) -> tuple[int, int, dict[str, str]]:
     """(N, D, id -> reason of the failures)."""
     count, dim = 0, 0
     failed: dict[str, str] = {}
-    for row, found in _outcomes(rows, store):
+    for row, found in _outcomes(catalog, store):
         if isinstance(found, Failure):
             failed[row.id] = found.reason
         else:
@@ -154,14 +153,14 @@ def _count(rows: list[Entry], store: VectorStore) -> tuple[int, int, dict[str, s
     return count, dim, failed
 
 
-def _write(output: Path, rows: list[Entry], store: VectorStore, shape: tuple[int, int]) -> None:
+def _write(output: Path, catalog: Path, store: VectorStore, shape: tuple[int, int]) -> None:
     """Both files whole or not at all; the matrix never lies in memory."""
     final, partial = output / "embeddings.npy", output / f".embeddings.{os.getpid()}.partial.npy"
     try:
         with whole_file(output / "ids.txt") as ids:
             matrix = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
             place = 0
-            for row, found in _outcomes(rows, store):
+            for row, found in _outcomes(catalog, store):
                 if isinstance(found, Failure):
                     continue
                 matrix[place] = found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from prismatic.conf.webvid_media import ExtractConfig
 from prismatic.video.sampling import SAMPLERS
-from prismatic.webvid.catalog import usable_rows, videos_folder
+from prismatic.webvid.catalog import count_usable, usable_rows, videos_folder
 from prismatic.webvid.engine import ENGINES, Workers, cut
 from prismatic.webvid.files import iter_lines, whole_file
 from prismatic.webvid.frame_folders import Clip, FolderJob, is_done
 from prismatic.webvid.frames import FrameSpec
-from prismatic.webvid.tar_shards import PlannedShard, ShardJob, extend_plan, read_outcome, read_plan
+from prismatic.webvid.tar_shards import ShardJob, extend_plan, read_outcome, read_plan
+from prismatic.webvid.texts import Texts
 
 SETTINGS = "extract.json"
 FAILED = "failed.jsonl"
@@ -30,11 +31,28 @@ SHOWN = 10
 
 @dataclass
 class State:
-    """done: ids whose frames are there. failed: id -> reason of those that are not. now: clips done by this run."""
+    """done: number of clips whose frames are there. failed: id -> reason of those that are not. now: clips done by this
+    run. No ids of what went well are held: there may be ten million.
+    """
 
-    done: set[str] = field(default_factory=set)
+    done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     now: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The clips that are asked for, read from the catalog anew whenever they are gone through."""
+
+    catalog: Path
+    ids: set[str] | None
+
+    def __iter__(self) -> Iterator[Clip]:
+        return ((row.id, row.path) for row in usable_rows(self.catalog) if self.ids is None or row.id in self.ids)
+
+    def count(self) -> int:
+        """How many there are."""
+        return count_usable(self.catalog) if self.ids is None else sum(1 for _ in self)
 
 
 def extract(cfg: ExtractConfig) -> str:
@@ -44,26 +62,35 @@ def extract(cfg: ExtractConfig) -> str:
     ENGINES.get(cfg.engine)
     spec = FrameSpec(cfg.num_frames, cfg.sampler, cfg.image_format, cfg.quality, cfg.short_side, cfg.seed)
     keep_settings(cfg.output / SETTINGS, {"format": cfg.format, **asdict(spec)})
-    wanted = [(row.id, row.path) for row in chosen(usable_rows(cfg.catalog), read_ids(cfg.ids))]
-    if not wanted:
+    wanted = Wanted(cfg.catalog, read_ids(cfg.ids))
+    count = wanted.count()
+    if not count:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok" + (" and an id of --ids" if cfg.ids else ""))
     clear_partial(cfg.output)
     state = State()
-    run = _folders if cfg.format == "folder" else _shards
-    total = run(cfg, spec, wanted, state)
-    state.failed = {clip_id: state.failed[clip_id] for clip_id, _ in wanted if clip_id in state.failed} | state.failed
+    total = _folders(cfg, spec, wanted, count, state) if cfg.format == "folder" else _shards(cfg, spec, wanted, state)
+    if state.failed:  # in the order of the catalog
+        known = state.failed
+        state.failed = {clip_id: known[clip_id] for clip_id, _ in wanted if clip_id in known} | known
     write_failures(cfg.output / FAILED, state.failed)
     return summary(cfg.output, total, state.now, state.failed)
 
 
-def _folders(cfg: ExtractConfig, spec: FrameSpec, wanted: list[Clip], state: State) -> int:
+def _folders(cfg: ExtractConfig, spec: FrameSpec, wanted: Wanted, count: int, state: State) -> int:
     known = read_failures(cfg.output / FAILED)
     state.failed = {i: reason for i, reason in known.items() if not is_done(cfg.output, i)}
     skipped = set() if cfg.retry_failed else set(state.failed)
-    left = [clip for clip in wanted if clip[0] not in skipped and not is_done(cfg.output, clip[0])]
     job = FolderJob(str(videos_folder(cfg.catalog).resolve()), str(cfg.output.resolve()), spec)
-    with tqdm(total=len(wanted), initial=len(wanted) - len(left), unit="video", desc="extract") as bar:
-        for batch, reasons in ENGINES.get(cfg.engine)(job, cut(left, BATCH), _workers(cfg)):
+    with tqdm(total=count, unit="video", desc="extract") as bar:
+
+        def left() -> Iterator[Clip]:
+            for clip in wanted:
+                if clip[0] in skipped or is_done(cfg.output, clip[0]):
+                    bar.update()
+                else:
+                    yield clip
+
+        for batch, reasons in ENGINES.get(cfg.engine)(job, cut(left(), BATCH), _workers(cfg)):
             for (clip_id, _), reason in zip(batch, reasons, strict=True):
                 state.failed.pop(clip_id, None)
                 if reason:
@@ -71,37 +98,48 @@ def _folders(cfg: ExtractConfig, spec: FrameSpec, wanted: list[Clip], state: Sta
             write_failures(cfg.output / FAILED, state.failed)
             state.now += sum(not reason for reason in reasons)
             bar.update(len(batch))
-    return len(wanted)
+    return count
 
 
-def _shards(cfg: ExtractConfig, spec: FrameSpec, wanted: list[Clip], state: State) -> int:
-    _plan(cfg, wanted, state)
-    left = [shard for shard in read_plan(cfg.output) if read_outcome(cfg.output, shard.number) is None]
+def _shards(cfg: ExtractConfig, spec: FrameSpec, wanted: Wanted, state: State) -> int:
+    clips = _plan(cfg, wanted, state)
+    before = state.done
+    left = (shard for shard in read_plan(cfg.output) if read_outcome(cfg.output, shard.number) is None)
     job = ShardJob(str(videos_folder(cfg.catalog).resolve()), str(cfg.output.resolve()), spec)
-    clips = sum(len(shard.clips) for shard in left)
     with tqdm(total=clips, unit="video", desc="extract") as bar:
         batches = ([(shard.number, clip) for clip in shard.clips] for shard in left)
         for batch, _ in ENGINES.get(cfg.engine)(job, batches, _workers(cfg)):
             _note(cfg.output, batch[0][0], state)
             bar.update(len(batch))
-    state.now = sum(1 for shard in left for clip_id, _ in shard.clips if clip_id in state.done)
-    return len(state.done) + len(state.failed)
+    state.now = state.done - before
+    return state.done + len(state.failed)
 
 
-def _plan(cfg: ExtractConfig, wanted: list[Clip], state: State) -> None:
-    """Note what earlier runs did, and plan shards for what none of them has planned or (--retry_failed) got."""
-    planned: set[str] = set()
-    shards: list[PlannedShard] = []
-    under_way: set[str] = set()
-    for shard in read_plan(cfg.output):
-        shards.append(shard)
-        planned |= {clip_id for clip_id, _ in shard.clips}
-        if not _note(cfg.output, shard.number, state):
-            under_way |= {clip_id for clip_id, _ in shard.clips}
+def _plan(cfg: ExtractConfig, wanted: Wanted, state: State) -> int:
+    """Note what earlier runs did, and plan shards for what none of them has planned or (--retry_failed) got.
+
+    Returns how many clips the shards hold that are not made yet.
+    """
+    number, clips = 0, 0
+    under_way: set[str] = set()  # of clips that failed and are planned again
+
+    def planned() -> Iterator[str]:
+        nonlocal number, clips
+        for shard in read_plan(cfg.output):
+            number += 1
+            if not _note(cfg.output, shard.number, state):
+                clips += len(shard.clips)
+                # A clip is only planned again in a later shard than the one in which it failed.
+                under_way.update(clip_id for clip_id, _ in shard.clips if clip_id in state.failed)
+            yield from (clip_id for clip_id, _ in shard.clips)
+
+    known = Texts.of(planned()).places(Texts.of(clip_id for clip_id, _ in wanted)) >= 0
     again = set(state.failed) - under_way if cfg.retry_failed else set()
-    fresh = [clip for clip in wanted if clip[0] not in planned or clip[0] in again]
+    fresh = int((~known).sum()) + len(again)
     if fresh:
-        extend_plan(cfg.output, cut(fresh, cfg.clips_per_shard), len(shards))
+        left = (clip for clip, done in zip(wanted, known, strict=True) if not done or clip[0] in again)
+        extend_plan(cfg.output, cut(left, cfg.clips_per_shard), number)
+    return clips + fresh
 
 
 def _note(output: Path, number: int, state: State) -> bool:
@@ -109,7 +147,7 @@ def _note(output: Path, number: int, state: State) -> bool:
     outcome = read_outcome(output, number)
     if outcome is None:
         return False
-    state.done.update(outcome[0])
+    state.done += len(outcome[0])
     state.failed |= outcome[1]
     for clip_id in outcome[0]:
         state.failed.pop(clip_id, None)
@@ -118,11 +156,6 @@ def _note(output: Path, number: int, state: State) -> bool:
 
 def _workers(cfg: ExtractConfig) -> Workers:
     return Workers(cfg.num_workers, cfg.timeout, cfg.address)
-
-
-def chosen(rows: Iterable, ids: set[str] | None) -> Iterator:
-    """The rows whose id is asked for; all for None."""
-    return (row for row in rows if ids is None or row.id in ids)
 
 
 def read_ids(ids: str) -> set[str] | None:

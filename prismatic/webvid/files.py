@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import IO, Any
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write that appears under its name only when all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with temporary.open(mode, **text) as file:
@@ -27,13 +29,35 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_dead(path: Path) -> None:
+    """Delete what killed processes of this machine have left of `path`; others may be writing it right now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.partial"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows as a JSON list, one row a line, or as JSON lines by the suffix .jsonl; returns their number."""
     lines = path.suffix == ".jsonl"
     count = 0
+    clear_dead(path)
     with whole_file(path) as file:
         for row in rows:
-            text = json.dumps(row, ensure_ascii=False)
+            text = _ENCODE(row)
             file.write(f"{text}\n" if lines else ("[\n" if count == 0 else ",\n") + text)
             count += 1
         if not lines:

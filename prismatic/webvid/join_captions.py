@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from prismatic.conf.webvid_rows import CaptionsConfig
 from prismatic.data.weave import Shown
-from prismatic.webvid.files import read_rows, read_text, whole_file, write_rows
+from prismatic.webvid.files import clear_dead, read_rows, read_text, whole_file, write_rows
 from prismatic.webvid.forms import joined
 from prismatic.webvid.rows import ids_of, listed, matching_files, share, turns_of
 
@@ -69,6 +69,7 @@ def _catalog(cfg: CaptionsConfig, table: Mapping[str, str]) -> str:
         found = found.set_column(found.column_names.index("status"), "status", column)
     if cfg.missing == "drop":
         found = found.filter(pyarrow.array(covered))
+    clear_dead(cfg.output)
     with whole_file(cfg.output, "wb") as file:
         pyarrow.parquet.write_table(_moved(found, cfg), file)
     without = [i for i, has in zip(ids, covered, strict=True) if not has]

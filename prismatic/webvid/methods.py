@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prismatic.registry import Registry
 from prismatic.webvid.balanced import balanced_clusters, diverse_clusters
 from prismatic.webvid.quantised import Rows, Vectors, quantise, side_by_side
+from prismatic.webvid.texts import Texts
 from prismatic.webvid.words import word_vectors
 
 Labels = Rows
@@ -29,8 +30,8 @@ class Videos:
     for what does not fit in memory.
     """
 
-    ids: list[str]
-    captions: list[str]
+    ids: Texts
+    captions: Texts
     embeddings: NDArray[np.floating] | None
     rows: Rows | None = None
     caption_embeddings: NDArray[np.floating] | None = None
@@ -78,19 +79,19 @@ def random_clusters(videos: Videos, size: int, seed: int) -> Labels:
 @METHODS.register("visual")
 def visual_clusters(videos: Videos, size: int, seed: int) -> Labels:
     """Videos whose embeddings point the same way; the remainder is what is least like the mean of all."""
-    return balanced_clusters(videos.looks, size, seed)
+    return balanced_clusters(videos.looks, size, seed, scratch=videos.scratch)
 
 
 @METHODS.register("caption")
 def caption_clusters(videos: Videos, size: int, seed: int) -> Labels:
     """Videos whose captions are alike; the remainder is what is least like the mean of all."""
-    return balanced_clusters(videos.words, size, seed)
+    return balanced_clusters(videos.words, size, seed, scratch=videos.scratch)
 
 
 @METHODS.register("hybrid")
 def hybrid_clusters(videos: Videos, size: int, seed: int) -> Labels:
     """Videos alike in look and caption; the remainder is what is least like the mean of all."""
-    return balanced_clusters(videos.both, size, seed)
+    return balanced_clusters(videos.both, size, seed, scratch=videos.scratch)
 
 
 @METHODS.register("diverse")
@@ -102,4 +103,4 @@ def diverse_videos(videos: Videos, size: int, seed: int) -> Labels:
 @METHODS.register("hard")
 def hard_clusters(videos: Videos, size: int, seed: int) -> Labels:
     """Videos near in look and far in caption; the remainder is what looks least like the mean of all."""
-    return balanced_clusters(videos.looks, size, seed, far=videos.words)
+    return balanced_clusters(videos.looks, size, seed, far=videos.words, scratch=videos.scratch)

@@ -80,20 +80,21 @@ def read_clips(file: Path, media_root: Path | str) -> Clips:
     """
     if file.suffix == ".parquet":
         found = read_catalog(file)
-        rows = list(found.usable().values())
-        if not rows:
+        rows = found.usable()
+        if not len(rows):
             raise ValueError(f"{file}: no row of this catalog has status ok")
-        durations = np.array([np.nan if d is None else d for d in read_durations(file)], np.float32)[rows]
+        durations = read_durations(file)[rows]
         videos, above = found.videos.resolve(), Path(media_root).resolve()
         # A media folder that does not hold the catalog's videos is a copy elsewhere: the paths are as in the catalog.
         prefix = videos.relative_to(above).as_posix() if videos.is_relative_to(above) else "."
         root = MediaRoot(media_root)
 
         def records() -> Iterator[Record]:
-            for row in rows:
-                medium = Medium("video", (root.resolve(f"{prefix}/{found.paths[row]}".removeprefix("./")),))
-                turns = (Turn("human", "<video>"), Turn("gpt", found.captions[row]))
-                yield Record(found.ids[row], (medium,), turns, f"{file}, row {row + 1}")
+            columns = (column.take(rows) for column in (found.ids, found.paths, found.captions))
+            for row, clip_id, path, caption in zip(rows.tolist(), *columns, strict=True):
+                medium = Medium("video", (root.resolve(f"{prefix}/{path}".removeprefix("./")),))
+                turns = (Turn("human", "<video>"), Turn("gpt", caption))
+                yield Record(clip_id, (medium,), turns, f"{file}, row {row + 1}")
 
         return Clips(RecordTable(records()), durations, str(file))
     table = load_records(file, media_root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from prismatic.conf.data import OnlineWeaveConfig
 from prismatic.data.weave import Recipe
 from prismatic.types import Record
 from prismatic.webvid.cluster import LEFT_OUT, METHODS, Videos, read_embeddings
-from prismatic.webvid.files import read_rows, whole_file
+from prismatic.webvid.clusters_file import read_clusters_file
+from prismatic.webvid.files import whole_file
+from prismatic.webvid.texts import PIECE, Texts
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +50,16 @@ def find_clusters(
     everyone = np.arange(len(clips), dtype=np.int32)[None, :]
     if options.method == "random":
         return ClusterTables((everyone,))
-    places = {record.id: place for place, record in enumerate(clips)}
-    if len(places) < len(clips):
+    ids = Texts.of(record.id for record in clips)
+    if ids.has_repeats():
         raise ValueError(f"{name}: two clips have the same id; clusters tell clips apart by their ids")
     sizes = sorted({recipe.videos(epoch) for epoch in range(len(recipe.curriculum) + 1)} - {1})
     files = options.clusters if isinstance(options.clusters, list) else [options.clusters] if options.clusters else []
     if files and not files[0].is_dir():
-        return ClusterTables(tuple(_from_file(file, places, sizes, name) for file in files))
+        return ClusterTables(tuple(_from_file(file, ids, sizes, name) for file in files))
     if len(files) > 1:
         raise ValueError("--dataset.weave.clusters takes several clusters files, but one folder of embeddings")
-    numbers, videos = _videos(files[0] if files else None, clips, places)
+    numbers, videos = _videos(files[0] if files else None, clips, ids)
     tables = {}
     for size in sizes:
         if len(numbers) < size:
@@ -67,25 +70,18 @@ def find_clusters(
     return ClusterTables((everyone,), tables)
 
 
-def _from_file(file: Path, places: dict[str, int], sizes: list[int], name: str) -> NDArray[np.int32]:
+def _from_file(file: Path, ids: Texts, sizes: list[int], name: str) -> NDArray[np.int32]:
     """Clip numbers [C, size] of a clusters file; each of `sizes` divides size."""
-    members: dict[str, list[int]] = {}
-    unknown = []
-    for number, row in enumerate(read_rows(file, "--dataset.weave.clusters"), start=1):
-        if "video_id" not in row or "cluster" not in row:
-            raise ValueError(f"--dataset.weave.clusters {file}: row {number} lacks video_id or cluster")
-        place = places.get(str(row["video_id"]))
-        if place is None:
-            unknown.append(str(row["video_id"]))
-        else:
-            members.setdefault(str(row["cluster"]), []).append(place)
-    if unknown:
+    found = read_clusters_file(file, "--dataset.weave.clusters")
+    places = ids.places(found.ids)
+    unknown = np.flatnonzero(places < 0)
+    if len(unknown):
         # A clustering of training and validation clips together would put them into one example.
         raise ValueError(
             f"--dataset.weave.clusters {file}: {len(unknown)} of its videos are no clips of {name}, the first: "
-            f"{', '.join(unknown[:5])}; cluster the very clips that are woven"
+            f"{', '.join(found.ids.take(unknown[:5]))}; cluster the very clips that are woven"
         )
-    lengths = sorted({len(cluster) for cluster in members.values()})
+    lengths = np.unique(found.sizes).tolist()
     if len(lengths) != 1:
         raise ValueError(f"--dataset.weave.clusters {file}: expected clusters of one size, got sizes {lengths}")
     for size in sizes:
@@ -94,23 +90,25 @@ def _from_file(file: Path, places: dict[str, int], sizes: list[int], name: str) 
                 f"--dataset.weave.clusters {file}: clusters of {lengths[0]} cannot be cut into examples of {size} "
                 f"clips; make them with `webvid.py cluster --videos_per_cluster {size}` (or a multiple)"
             )
-    return np.array(list(members.values()), dtype=np.int32)
+    return places.astype(np.int32).reshape(-1, lengths[0])
 
 
-def _videos(folder: Path | None, clips: Sequence[Record], places: dict[str, int]) -> tuple[NDArray[np.int32], Videos]:
+def _videos(folder: Path | None, clips: Sequence[Record], ids: Texts) -> tuple[NDArray[np.int32], Videos]:
     """(clip number of each video that is clustered, the videos): those with an embedding where there are embeddings."""
+    captions = Texts.of(clip.turns[-1].text for clip in clips)
     if folder is None:
-        captions = [clip.turns[-1].text for clip in clips]
-        return np.arange(len(clips), dtype=np.int32), Videos(list(places), captions, None)
-    ids, matrix = read_embeddings(folder)
-    rows = [row for row, video_id in enumerate(ids) if video_id in places]
-    if len(rows) < len(places):
-        without = len(places) - len(rows)
-        log.warning("%d of %d clips have no embedding in %s and are not woven", without, len(places), folder)
-    kept = [ids[row] for row in rows]
-    numbers = np.array([places[video_id] for video_id in kept], dtype=np.int32)
-    captions = [clips[number].turns[-1].text for number in numbers.tolist()]
-    return numbers, Videos(kept, captions, matrix if len(rows) == len(ids) else matrix[rows])
+        return np.arange(len(clips), dtype=np.int32), Videos(ids, captions, None)
+    named, matrix = read_embeddings(folder)
+    numbers = ids.places(named)
+    rows = np.flatnonzero(numbers >= 0)
+    if len(rows) < len(ids):
+        without = len(ids) - len(rows)
+        log.warning("%d of %d clips have no embedding in %s and are not woven", without, len(ids), folder)
+    numbers = numbers[rows]
+    scratch = folder if os.access(folder, os.W_OK) else None
+    kept = None if len(rows) == len(named) else rows
+    videos = Videos(ids.take(numbers), captions.take(numbers), matrix, kept, scratch=scratch)
+    return numbers.astype(np.int32), videos
 
 
 def _labels(method: str, videos: Videos, size: int, seed: int, cache: Path | None) -> NDArray[np.int64]:
@@ -140,7 +138,9 @@ def _digest(videos: Videos, seed: int) -> str:
     for texts in (videos.ids, videos.captions):
         digest.update("\0".join(texts).encode() + b"\n")
     if videos.embeddings is not None:
-        digest.update(np.ascontiguousarray(videos.embeddings).data)
+        rows = np.arange(len(videos.embeddings)) if videos.rows is None else videos.rows
+        for start in range(0, len(rows), PIECE):
+            digest.update(np.ascontiguousarray(videos.embeddings[rows[start : start + PIECE]]).data)
     return digest.hexdigest()
 
 

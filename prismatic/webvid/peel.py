@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prismatic.webvid.quantised import NORM, Rows, project
+from prismatic.webvid.quantised import NORM, Rows
 
 if TYPE_CHECKING:
     from prismatic.webvid.balanced import Space
@@ -20,21 +20,25 @@ BATCH = 64  # seeds compared at a time
 SHORTLIST = 4  # times L candidates a seed
 COMPACT_BELOW = 0.8  # share of vectors left at which those taken are moved out of the way
 GROUP = 16  # columns whose largest value stands for them when candidates are chosen
+TAKEN = np.float32(-2 * NORM * NORM)  # added to the scores of vectors that are taken: below any other
 
 
-def peel(space: Space, rows: Rows, size: int, rng: np.random.Generator, signs: NDArray[np.float32] | None) -> Rows:
-    """Clusters int64 [n / size, size] of the numbers 0 ... n - 1 of `rows`; n is a multiple of `size`."""
-    short = project(space.near, rows, signs)
+def peel(space: Space, rows: Rows, size: int, rng: np.random.Generator) -> Rows:
+    """Clusters int64 [n / size, size] of `rows`, n of them, a multiple of `size`."""
+    seeds = rng.permutation(len(rows))
     left = np.arange(len(rows))
     taken = np.zeros(len(rows), bool)
-    order = rng.permutation(len(rows))
-    shown = short[left]
+    # One column more than the vectors have, 1 for a seed: it marks those that are taken.
+    shown = np.zeros((len(rows), space.short.shape[1] + 1), np.float32)
+    shown[:, :-1] = space.short[rows]
     clusters: list[Rows] = []
-    while order.size:
-        batch = min(BATCH, max(1, len(order) // (8 * size)))
-        seeds = order[:batch]
-        near = _nearest(space, rows, short[seeds] @ shown.T, seeds, left, taken, size)
-        for seed, found in zip(seeds.tolist(), near, strict=True):
+    while seeds.size:
+        batch = seeds[: min(BATCH, max(1, len(seeds) // (8 * size)))]
+        asked = shown[np.searchsorted(left, batch)]
+        asked[:, -1] = 1
+        near = _nearest(space, rows, asked @ shown.T, batch, left, taken, size)
+        before = len(clusters)
+        for seed, found in zip(batch.tolist(), near, strict=True):
             free = found[~taken[found]]
             free = free[free != seed][: size - 1]
             # The first seed of a batch always finds enough; another one whose candidates are gone tries again.
@@ -43,18 +47,19 @@ def peel(space: Space, rows: Rows, size: int, rng: np.random.Generator, signs: N
             cluster = np.append(free, seed)
             taken[cluster] = True
             clusters.append(cluster)
-        order = order[~taken[order]]
+        seeds = seeds[~taken[seeds]]
         keep = ~taken[left]
         if keep.mean() < COMPACT_BELOW:
             left, shown = left[keep], shown[keep]
-    return np.array(clusters, np.int64).reshape(-1, size)
+        else:
+            shown[np.searchsorted(left, np.concatenate(clusters[before:])), -1] = TAKEN
+    return rows[np.array(clusters, np.int64).reshape(-1, size)]
 
 
 def _nearest(
     space: Space, rows: Rows, scores: NDArray[np.float32], seeds: Rows, left: Rows, taken: NDArray[np.bool_], size: int
 ) -> Rows:
-    """For each seed its candidates, nearest first, int64 [b, k]. scores: [b, len(left)], changed in place."""
-    scores += np.where(taken[left], np.float32(-4 * NORM * NORM), np.float32(0))
+    """For each seed its candidates, nearest first, int64 [b, k]. scores: [b, len(left)]."""
     found = left[_largest(scores, min(len(left), SHORTLIST * size))]
     exact = space.between(rows[seeds], rows[found])
     exact[taken[found]] = -np.inf

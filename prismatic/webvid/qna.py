@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +18,8 @@ from prismatic.conf.webvid_rows import QnaConfig
 from prismatic.webvid.catalog import read_catalog
 from prismatic.webvid.files import read_rows, read_text, write_rows
 from prismatic.webvid.rows import listed, matching_files, share
+from prismatic.webvid.shard_rows import is_shard_folder, shard_names
+from prismatic.webvid.texts import Texts
 from prismatic.webvid.weave import below, read_frame_folder
 
 _TYPE = re.compile(r"video_questions_([A-Za-z]+)")
@@ -37,7 +39,8 @@ def qna(cfg: QnaConfig) -> str:
     """Write cfg.output and return a summary with the coverage. Raises ValueError for input that cannot be used."""
     cfg.validate()
     found = read_catalog(cfg.catalog)
-    rows_of = found.usable()
+    usable = found.usable()
+    rows_of = dict(zip(found.ids.take(usable), usable.tolist(), strict=True))
     skipped: Counter[str] = Counter()
     by_video: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     files = matching_files(cfg.questions, "--questions")
@@ -53,7 +56,12 @@ def qna(cfg: QnaConfig) -> str:
             + (f" of type {', '.join(unknown)}" if unknown else "")
             + f" (left out: {_told(skipped) or 'nothing'})"
         )
-    media = _frames_of(cfg) if cfg.frames is not None else _video_of(cfg, found.videos, found.paths, rows_of)
+    if cfg.frames is None:
+        media = _video_of(cfg, found.videos, found.paths, rows_of)
+    elif is_shard_folder(cfg.frames):
+        media = _shards_of(cfg, found.ids, rows_of)
+    else:
+        media = _frames_of(cfg)
     counts: Counter[str] = Counter()
     written = write_rows(cfg.output, _rows(cfg, by_video, list(rows_of), media, counts))
     per_type = ", ".join(f"{counts[kind]:,} {kind} (of {videos:,} videos)" for kind, videos in sorted(kinds.items()))
@@ -94,10 +102,19 @@ def _rows(
         }
 
 
-def _video_of(cfg: QnaConfig, videos: Path, paths: list[str], rows_of: dict[str, int]) -> Callable[[str], Any]:
+def _video_of(cfg: QnaConfig, videos: Path, paths: Sequence[str], rows_of: dict[str, int]) -> Callable[[str], Any]:
     prefix = below(videos, cfg.media_root or videos, "the catalog's videos")
     frames = {} if cfg.num_frames is None else {"num_frames_per_video": cfg.num_frames}
     return lambda video_id: {"videos": [prefix + paths[rows_of[video_id]]], **frames}
+
+
+def _shards_of(cfg: QnaConfig, ids: Texts, rows_of: dict[str, int]) -> Callable[[str], Any]:
+    assert cfg.frames is not None
+    named = shard_names(cfg.frames, below(cfg.frames, cfg.media_root or cfg.frames, "--frames"), ids)
+    return lambda video_id: {
+        "videos": named(np.array([rows_of[video_id]]), [video_id]),
+        "num_frames_per_video": cfg.num_frames,
+    }
 
 
 def _frames_of(cfg: QnaConfig) -> Callable[[str], Any]:

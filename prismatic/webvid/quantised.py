@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 Vectors = NDArray[np.int16]
 Rows = NDArray[np.int64]
@@ -23,6 +24,10 @@ PIECE = 16384  # rows read at a time
 IN_MEMORY = 2 << 30  # bytes of quantised vectors above which they lie in a scratch file
 PROJECTED = 256  # width in which candidates are looked for; decisions are taken in full width
 BOUND_SAMPLE = 512
+
+one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+"""Decorator: many small products in a row leave the other threads of a BLAS nothing but waiting, which they do by
+spinning; two threads took twice the CPU-seconds of one, and on a busy machine four times."""
 
 
 def quantise(
@@ -36,13 +41,7 @@ def quantise(
     Raises ValueError naming an id when a row holds a value that is not finite.
     """
     count = len(embeddings) if rows is None else len(rows)
-    shape = (count, embeddings.shape[1])
-    vectors: Vectors = np.empty(0, np.int16)
-    if 2 * shape[0] * shape[1] <= IN_MEMORY:
-        vectors = np.empty(shape, np.int16)
-    else:
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            vectors = np.memmap(file, np.int16, "w+", shape=shape)
+    vectors = _empty((count, embeddings.shape[1]), scratch)
     for start in range(0, count, PIECE):
         taken = slice(start, start + PIECE) if rows is None else rows[start : start + PIECE]
         piece = np.asarray(embeddings[taken], np.float32)
@@ -57,9 +56,11 @@ def quantise(
 def at_length(rows: NDArray[np.floating]) -> NDArray[np.floating]:
     """The rows [N, D] scaled to length NORM, in whole numbers; zeros stay zeros."""
     # Largest value first: the square of a large float16 would leave float32's range.
-    scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(rows.dtype).tiny)
+    largest = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
+    scaled = rows / np.maximum(largest, np.finfo(rows.dtype).tiny)
     lengths = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
-    return np.rint(scaled * (NORM / np.maximum(lengths, 0.5)))
+    scaled *= NORM / np.maximum(lengths, 0.5)
+    return np.rint(scaled, out=scaled)
 
 
 def side_by_side(first: Vectors, second: Vectors, share: float) -> NDArray[np.float32]:
@@ -67,21 +68,26 @@ def side_by_side(first: Vectors, second: Vectors, share: float) -> NDArray[np.fl
     return np.hstack([np.sqrt(1 - share) * first, np.sqrt(share) * second]).astype(np.float32)
 
 
-def projection(dim: int, rng: np.random.Generator) -> NDArray[np.float32] | None:
-    """Signs float32 [D, PROJECTED] that keep cosines to about 1 / sqrt(PROJECTED); None where that saves nothing."""
+def project(vectors: Vectors, rng: np.random.Generator, scratch: Path | None = None) -> Vectors:
+    """The vectors in fewer dimensions, int16 [N, PROJECTED] of length NORM, in which cosines are kept to about
+    1 / sqrt(PROJECTED); the vectors themselves where that saves nothing. The first few columns alone do that as well.
+    Memory: as `quantise`.
+    """
+    dim = vectors.shape[1]
     if dim < 2 * PROJECTED:
-        return None
-    return (2 * rng.integers(0, 2, size=(dim, PROJECTED)) - 1).astype(np.float32)
-
-
-def project(vectors: Vectors, rows: Rows, signs: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The rows in whole numbers of length NORM, float32 [n, PROJECTED], or as they are without `signs`."""
-    if signs is None:
-        return vectors[rows].astype(np.float32)
-    out = np.empty((len(rows), signs.shape[1]), np.float32)
-    for start in range(0, len(rows), PIECE):
-        out[start : start + PIECE] = at_length(vectors[rows[start : start + PIECE]].astype(np.float32) @ signs)
+        return vectors
+    signs = (2 * rng.integers(0, 2, size=(dim, PROJECTED)) - 1).astype(np.float32)
+    out = _empty((len(vectors), PROJECTED), scratch)
+    for start in range(0, len(vectors), PIECE):
+        out[start : start + PIECE] = at_length(vectors[start : start + PIECE].astype(np.float32) @ signs)
     return out
+
+
+def _empty(shape: tuple[int, int], scratch: Path | None) -> Vectors:
+    if 2 * shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, np.int16)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, np.int16, "w+", shape=shape)
 
 
 def cohesions(vectors: Vectors, labels: Rows) -> NDArray[np.float64]:
@@ -106,6 +112,7 @@ def cohesion(vectors: Vectors, labels: Rows) -> float:
     return float(cohesions(vectors, labels).mean())
 
 
+@one_blas_thread
 def cohesion_bound(vectors: Vectors, size: int, seed: int) -> float:
     """What no clusters of `size` can exceed, up to the error of a sample of BOUND_SAMPLE vectors.
 

@@ -20,7 +20,7 @@ from prismatic.conf.webvid_report import ReportConfig
 from prismatic.data.annotations import load_records
 from prismatic.types import Medium, Record
 from prismatic.webvid.catalog import Catalog, read_catalog
-from prismatic.webvid.files import whole_file, write_rows
+from prismatic.webvid.files import clear_dead, whole_file, write_rows
 from prismatic.webvid.report_data import Clusters, Likeness, measure, principal_plane, read_cluster_rows, skipped
 from prismatic.webvid.report_figures import Shown, cohesion_png, map_png, sizes_png
 from prismatic.webvid.report_page import PAGE
@@ -38,6 +38,7 @@ MEDIA_OF_A_WOVEN = 16  # clips of a woven example that are shown
 FRAMES_OF_A_STRIP = 32
 MAP_VIDEOS = 3000
 REASONS = 40
+LONGEST_TEXT = 4000  # characters of a caption, a question, an answer
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def report(cfg: ReportConfig) -> str:
         contact_sheet(sheet.strips, files / f"{sheet.kind}-{numbers[sheet.kind]}.png")
     for number, example in enumerate(woven, start=1):
         contact_sheet(example.strips, files / f"woven-{number}.png")
-    reasons = skipped(catalog, clusters, {"embeddings": cfg.embeddings, "frames": cfg.frames})
+    folders = {"embeddings": cfg.embeddings, "frames": cfg.frames}
+    reasons = skipped(catalog, clusters, folders, files / "skipped.jsonl")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(PAGE).render(
         title=cfg.clusters.name,
@@ -99,8 +101,10 @@ def report(cfg: ReportConfig) -> str:
         total_frames=cfg.total_frames,
         reasons=reasons[:REASONS],
         more_reasons=len(reasons) - REASONS,
-        map_videos=min(MAP_VIDEOS, sum(len(rows) for rows in clusters.rows)),
+        listed=f"{files.name}/skipped.jsonl",
+        map_videos=min(MAP_VIDEOS, len(clusters.members)),
     )
+    clear_dead(cfg.output)
     with whole_file(cfg.output) as file:
         file.write(page)
     without = sum(bool(s.problem) for sheet in sheets for s in sheet.strips)
@@ -131,14 +135,14 @@ def _chosen(clusters: Clusters, likeness: Likeness | None, seed: int) -> list[tu
 def _figures(
     clusters: Clusters, likeness: Likeness | None, chosen: list[tuple[str, int]], seed: int
 ) -> dict[str, bytes]:
-    figures = {"sizes": sizes_png(np.array([len(rows) for rows in clusters.rows]))}
+    figures = {"sizes": sizes_png(clusters.sizes)}
     if likeness is None:
         return figures
     figures["cohesion"] = cohesion_png(likeness.found, likeness.chance, likeness.bound)
     count = len(likeness.vectors)
-    owner = np.repeat(np.arange(len(clusters.rows)), [len(rows) for rows in clusters.rows])
+    owner = np.repeat(np.arange(len(clusters.ends)), clusters.sizes)
     sample = np.sort(np.random.default_rng(seed).choice(count, min(MAP_VIDEOS, count), replace=False))
-    ringed = [likeness.members[i] for _, i in chosen]
+    ringed = [np.arange(count)[clusters.span(i)] for _, i in chosen]
     places = principal_plane(likeness.vectors, np.concatenate([sample, *ringed]), seed)
     ends = np.cumsum([len(sample), *map(len, ringed)])
     pieces = np.split(places, ends[:-1])
@@ -152,9 +156,9 @@ def _sheets(
 ) -> list[Sheet]:
     sheets = []
     for kind, i in tqdm(chosen, unit="cluster", desc="contact sheets"):
-        rows = clusters.rows[i]
+        rows = clusters.rows(i)
         strips = [
-            strip(_medium(catalog, row), FRAMES_A_VIDEO, catalog.ids[row], catalog.captions[row])
+            strip(_medium(catalog, row), FRAMES_A_VIDEO, _short(catalog.ids[row]), _short(catalog.captions[row]))
             for row in rows[:VIDEOS_A_CLUSTER]
         ]
         worth = None if likeness is None else float(likeness.found[i])
@@ -168,8 +172,8 @@ def _medium(catalog: Catalog, row: int) -> Medium:
 
 def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> list[Record]:
     """A few of the clusters through `webvid.py weave` and the reader of training."""
-    usable = catalog.usable()
-    whole = [i for i, rows in enumerate(clusters.rows) if all(catalog.ids[row] in usable for row in rows)]
+    bad = np.add.reduceat(~catalog.ok[clusters.members], clusters.ends - clusters.sizes)
+    whole = np.flatnonzero(bad == 0).tolist()
     picked = np.random.default_rng(cfg.seed).permutation(len(whole))[:WOVEN]
     if not len(picked):
         return []
@@ -181,7 +185,7 @@ def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> li
             (
                 {"video_id": catalog.ids[row], "caption": catalog.captions[row], "cluster": clusters.names[whole[i]]}
                 for i in sorted(picked.tolist())
-                for row in clusters.rows[whole[i]]
+                for row in clusters.rows(whole[i])
             ),
         )
         weave(
@@ -211,14 +215,19 @@ def _woven(record: Record) -> Woven:
         strips.append(strip(shown, 1, name, ""))
     said = {"human": "", "gpt": ""}
     for turn in record.turns[:2]:
-        said[turn.role] = turn.text
+        said[turn.role] = _short(turn.text)
     more = max(0, len(record.media) - MEDIA_OF_A_WOVEN)
-    return Woven(record.id, said["human"], said["gpt"], strips, more)
+    return Woven(_short(record.id), said["human"], said["gpt"], strips, more)
+
+
+def _short(text: str) -> str:
+    """Whatever captions there are, the page stays small."""
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
 
 
 def _tiles(catalog: Catalog, clusters: Clusters, likeness: Likeness | None) -> list[tuple[str, str]]:
     """(number, what it is), the few that a reader looks for first."""
-    sizes = [len(rows) for rows in clusters.rows]
+    sizes = clusters.sizes.tolist()
     each = f"of {sizes[0]} videos each" if len(set(sizes)) == 1 else f"of {min(sizes)} to {max(sizes)} videos"
     tiles = [(f"{len(sizes):,}", f"clusters, {each}")]
     if likeness is not None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prismatic.webvid.catalog import OK, Catalog
+from prismatic.webvid.catalog import Catalog
 from prismatic.webvid.cluster import read_embeddings
-from prismatic.webvid.files import iter_rows, read_text
+from prismatic.webvid.clusters_file import read_clusters_file
+from prismatic.webvid.files import iter_lines, write_rows
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, cohesion_bound, cohesions, quantise
+from prismatic.webvid.texts import Texts
 
+LONGEST_NAME = 200  # characters
 EXAMPLES = 3  # ids that a reason of skipping is shown with
 FAILED = "failed.jsonl"  # what extract and embed leave beside their output: {"id", "reason"} a line
 _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S+|0x[0-9a-fA-F]+|\d+")
@@ -23,23 +26,36 @@ _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S+|0x[0-9a-fA-F]+|\d+")
 
 @dataclass(frozen=True)
 class Clusters:
-    """names [G]; rows of the catalog of each cluster's videos."""
+    """names [G]. members: rows of the catalog, cluster after cluster [n]; ends: where each cluster ends in them [G]."""
 
-    names: list[str]
-    rows: list[list[int]]
+    names: Texts
+    members: Rows
+    ends: Rows
+
+    @property
+    def sizes(self) -> Rows:
+        """Videos of each cluster, int64 [G]."""
+        return np.diff(self.ends, prepend=0)
+
+    def span(self, cluster: int) -> slice:
+        """Where the videos of a cluster stand in `members`."""
+        return slice(int(self.ends[cluster - 1]) if cluster else 0, int(self.ends[cluster]))
+
+    def rows(self, cluster: int) -> list[int]:
+        """Rows of the catalog of a cluster's videos."""
+        return self.members[self.span(cluster)].tolist()
 
 
 @dataclass(frozen=True)
 class Likeness:
     """How alike the videos of clusters are. found, chance: cohesion of each cluster, float64 [G], and of random ones of
-    the same sizes. bound: what the mean of found cannot exceed (None for sizes that differ). vectors: [N, D];
-    members: for each cluster, rows of `vectors`."""
+    the same sizes. bound: what the mean of found cannot exceed (None for sizes that differ). vectors: [n, D], in the
+    order of `Clusters.members`."""
 
     found: NDArray[np.float64]
     chance: NDArray[np.float64]
     bound: float | None
     vectors: Vectors
-    members: list[Rows]
 
 
 @dataclass(frozen=True)
@@ -54,38 +70,30 @@ class Reason:
 
 def read_cluster_rows(path: Path, catalog: Catalog) -> Clusters:
     """Clusters in the order of the file. Raises ValueError for an id that the catalog has not, or an empty file."""
-    rows_of = {video_id: row for row, video_id in reversed(list(enumerate(catalog.ids)))}
-    clusters: dict[str, list[int]] = {}
-    for number, row in enumerate(iter_rows(path, "--clusters"), start=1):
-        if "video_id" not in row or "cluster" not in row:
-            raise ValueError(f"--clusters {path}: row {number} lacks video_id or cluster")
-        place = rows_of.get(str(row["video_id"]))
-        if place is None:
-            raise ValueError(f"--clusters {path}: row {number}: no video '{row['video_id']}' in the --catalog")
-        clusters.setdefault(str(row["cluster"]), []).append(place)
-    if not clusters:
-        raise ValueError(f"--clusters {path} is empty")
-    return Clusters(list(clusters), list(clusters.values()))
+    file = read_clusters_file(path)
+    places = catalog.ids.places(file.ids)
+    if len(missing := np.flatnonzero(places < 0)):
+        raise ValueError(f"--clusters {path}: no video '{file.ids[int(missing[0])]}' in the --catalog")
+    return Clusters(file.names, places, file.ends)
 
 
 def measure(folder: Path, clusters: Clusters, catalog: Catalog, seed: int) -> Likeness:
     """Raises ValueError when a video of a cluster has no embedding."""
     ids, matrix = read_embeddings(folder)
-    place = {video_id: row for row, video_id in enumerate(ids)}
-    sizes = np.array([len(rows) for rows in clusters.rows])
-    named = [catalog.ids[row] for rows in clusters.rows for row in rows]
-    missing = [video_id for video_id in named if video_id not in place]
-    if missing:
-        raise ValueError(f"--embeddings {folder}: no vector of {len(missing)} videos of --clusters, as of {missing[0]}")
-    vectors = quantise(matrix, named, np.array([place[video_id] for video_id in named], np.int64))
+    sizes = clusters.sizes
+    named = catalog.ids.take(clusters.members)
+    rows = ids.places(named)
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        raise ValueError(
+            f"--embeddings {folder}: no vector of {len(missing)} videos of --clusters, as of {named[int(missing[0])]}"
+        )
+    vectors = quantise(matrix, named, rows)
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    members = np.split(np.arange(len(named)), np.cumsum(sizes)[:-1])
     shuffled = np.random.default_rng(seed).permutation(labels)
     even = len(set(sizes.tolist())) == 1
     bound = cohesion_bound(vectors, int(sizes[0]), seed) if even and sizes[0] > 1 else None
-    return Likeness(
-        _of_all_sizes(vectors, labels, sizes), _of_all_sizes(vectors, shuffled, sizes), bound, vectors, members
-    )
+    return Likeness(_of_all_sizes(vectors, labels, sizes), _of_all_sizes(vectors, shuffled, sizes), bound, vectors)
 
 
 def _of_all_sizes(vectors: Vectors, labels: Rows, sizes: Rows) -> NDArray[np.float64]:
@@ -110,29 +118,36 @@ def principal_plane(vectors: Vectors, rows: Rows, seed: int) -> NDArray[np.float
     return places if plane.shape[1] == 2 else np.hstack([places, np.zeros((len(places), 2 - plane.shape[1]))])
 
 
-def skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None]) -> list[Reason]:
-    """Reasons with their counts, the most frequent first: of the catalog, of extract and embed, and the remainder."""
+def skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None], output: Path) -> list[Reason]:
+    """Reasons with their counts, the most frequent first. Each video is written to `output`, a row {where, video,
+    reason} a line, with the reason as it is."""
     found: Counter[tuple[str, str]] = Counter()
     shown: dict[tuple[str, str], list[str]] = {}
 
-    def add(where: str, text: str, video_id: str) -> None:
-        key = (where, _DETAIL.sub("...", text))
-        found[key] += 1
-        if found[key] <= EXAMPLES:
-            shown.setdefault(key, []).append(video_id)
+    def rows() -> Iterator[dict[str, str]]:
+        for where, text, video in _skipped(catalog, clusters, folders):
+            yield {"where": where, "video": video, "reason": text}
+            key = (where, _DETAIL.sub("...", "duplicate" if text.startswith("duplicate of ") else text)[:LONGEST_NAME])
+            found[key] += 1
+            if found[key] <= EXAMPLES:
+                shown.setdefault(key, []).append(video[:LONGEST_NAME])
 
+    write_rows(output, rows())
+    return [Reason(where, text, n, shown[where, text]) for (where, text), n in found.most_common()]
+
+
+def _skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | None]) -> Iterator[tuple[str, str, str]]:
+    """(where, reason, video): of extract and embed, of the catalog, and the remainder."""
     explained: set[str] = set()
     for name, folder in folders.items():
         if folder is not None and (folder / FAILED).is_file():
-            for line in read_text(folder / FAILED, f"--{name}").splitlines():
-                row = json.loads(line)
-                add(name, str(row["reason"]), str(row["id"]))
+            for row in iter_lines(folder / FAILED, f"--{name}"):
+                yield name, str(row["reason"]), str(row["id"])
                 explained.add(str(row["id"]))
-    clustered = {row for rows in clusters.rows for row in rows}
-    for row, status in enumerate(catalog.statuses):
-        if status != OK:
-            text = "duplicate" if status.startswith("duplicate of ") else status
-            add("catalog", text, catalog.paths[row] or catalog.ids[row])
-        elif row not in clustered and catalog.ids[row] not in explained:
-            add("cluster", "usable, but in no cluster (remainder, or not asked for)", catalog.ids[row])
-    return [Reason(where, text, n, shown[where, text]) for (where, text), n in found.most_common()]
+    for row in np.flatnonzero(~catalog.ok).tolist():
+        yield "catalog", catalog.statuses[row], catalog.paths[row] or catalog.ids[row]
+    left = catalog.ok.copy()
+    left[clusters.members] = False
+    for video_id in catalog.ids.take(np.flatnonzero(left)):
+        if video_id not in explained:
+            yield "cluster", "usable, but in no cluster (remainder, or not asked for)", video_id

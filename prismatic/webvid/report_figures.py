@@ -104,6 +104,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(colors=SOFT, labelsize=8, length=0)
     axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_axisbelow(True)
     axes.xaxis.label.set(color=SOFT, fontsize=9)
     axes.yaxis.label.set(color=SOFT, fontsize=9)

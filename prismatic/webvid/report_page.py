@@ -114,7 +114,8 @@ them: these frames, in this order, before this question.</p>
 {% endfor %}
 <h2>Skipped</h2>
 {% if reasons %}
-<p class="note">Videos of the catalog that are in no cluster, by reason. Names and numbers in a reason are left out.</p>
+<p class="note">Videos of the catalog that are in no cluster, by reason. Names and numbers in a reason are left out;
+<a href="{{ listed }}">{{ listed }}</a> names each video.</p>
 <div class="card"><table><thead><tr><th class="number">videos</th><th>where</th><th>reason</th><th>such as</th></tr>
 </thead><tbody>
 {% for reason in reasons %}<tr><td class="number">{{ "{:,}".format(reason.count) }}</td>

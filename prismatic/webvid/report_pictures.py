@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from prismatic.report.pictures import Picture, data_uri, thumbnail
 from prismatic.types import Medium
 from prismatic.video.decode import MediaError, open_frames, open_video, read_image
 from prismatic.video.sampling import ClipFacts, sample
@@ -23,14 +22,6 @@ JPEG_QUALITY = 78
 GAP = 4
 BAR = 16  # height of the line with a clip's name on a sheet
 PAGE_COLOUR, INK = (246, 247, 249), (70, 80, 96)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A frame: JPEG as a data URI and its second in the clip as text, empty where it has none."""
-
-    uri: str
-    when: str
 
 
 @dataclass(frozen=True)
@@ -54,10 +45,9 @@ def strip(medium: Medium, count: int, name: str, caption: str) -> Strip:
     except MediaError as error:
         log.warning("report: %s", error)
         return Strip(name, caption, [], [], str(error))
-    images = [Image.fromarray(frame) for frame in frames]
-    for image in images:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return Strip(name, caption, [Picture(_uri(i), t) for i, t in zip(images, times, strict=True)], images)
+    images = [thumbnail(frame, SIDE) for frame in frames]
+    pictures = [Picture(data_uri(i, JPEG_QUALITY), t) for i, t in zip(images, times, strict=True)]
+    return Strip(name, caption, pictures, images)
 
 
 def _frames(medium: Medium, count: int) -> tuple[Sequence[np.ndarray], list[str]]:
@@ -71,12 +61,6 @@ def _frames(medium: Medium, count: int) -> tuple[Sequence[np.ndarray], list[str]
         taken = sample(facts, medium.num_frames or count, "uniform", np.random.default_rng(0))
         seconds = facts.seconds()[taken]
         return clip.get(taken), [f"{second:.1f} s" for second in seconds]
-
-
-def _uri(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
 def contact_sheet(strips: Sequence[Strip], file: Path) -> None:

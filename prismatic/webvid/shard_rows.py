@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from prismatic.video.shards import read_index
 from prismatic.webvid.tar_shards import PLAN, read_outcome, read_plan
+from prismatic.webvid.texts import Rows, Texts
 
 
 def is_shard_folder(folder: Path) -> bool:
@@ -15,34 +17,45 @@ def is_shard_folder(folder: Path) -> bool:
     return (folder / PLAN).is_file() or any(folder.glob("*.tar"))
 
 
-def find_shards(folder: Path) -> dict[str, str]:
-    """id -> "000000.tar#id", relative to the folder, for every clip that is there.
+def find_shards(folder: Path) -> tuple[Texts, Rows, list[str]]:
+    """(ids of all clips that are there, the number of the shard of each, names of the shards).
 
     By the plan of `extract`; shards of other tools are looked through. Raises MediaError for a tar that is none.
     """
-    if not (folder / PLAN).is_file():
-        tars = sorted(tar.name for tar in folder.glob("*.tar"))
-        return {clip_id: f"{name}#{clip_id}" for name in tars for clip_id in read_index(str(folder / name))}
-    found: dict[str, str] = {}
-    for shard in read_plan(folder):
-        outcome = read_outcome(folder, shard.number)
-        found.update({clip_id: f"{shard.name}#{clip_id}" for clip_id in (outcome[0] if outcome else ())})
-    return found
+    names: list[str] = []
+    counts: list[int] = []
+
+    def ids() -> Iterator[str]:
+        if (folder / PLAN).is_file():
+            made = ((shard.name, read_outcome(folder, shard.number)) for shard in read_plan(folder))
+            found = ((name, outcome[0] if outcome else []) for name, outcome in made)
+        else:
+            found = ((tar.name, list(read_index(str(tar)))) for tar in sorted(folder.glob("*.tar")))
+        for name, clips in found:
+            names.append(name)
+            counts.append(len(clips))
+            yield from clips
+
+    clips = Texts.of(ids())
+    return clips, np.repeat(np.arange(len(names)), counts), names
 
 
-def shard_rows(folder: Path, prefix: str) -> Callable[[list[str], list[int]], tuple[dict[str, Any], str]]:
-    """(ids, frames of each) -> (columns of a row, placeholders that open its question), as `weave` asks for them.
+def shard_names(folder: Path, prefix: str, ids: Texts) -> Callable[[Rows, list[str]], list[str]]:
+    """(numbers of some of `ids`, those ids) -> "PREFIX000000.tar#ID" for each.
 
-    prefix: what stands before the paths. Raises ValueError for a clip that no shard holds.
+    Of a clip that was extracted twice the later shard counts. Raises ValueError for a clip that no shard holds.
     """
-    shards = find_shards(folder)
+    clips, shards, names = find_shards(folder)
+    # `places` finds the first of two: the last shard has to come first.
+    backwards = np.arange(len(clips))[::-1]
+    places = clips.take(backwards).places(ids)
+    shard_of = np.where(places < 0, -1, shards[::-1][places]).astype(np.int32) if len(clips) else places
 
-    def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
-        missing = [clip_id for clip_id in ids if clip_id not in shards]
-        if missing:
-            raise ValueError(f"--frames {folder}: no shard holds {', '.join(missing)}; `webvid.py extract` makes them")
-        even = len(set(frames)) == 1
-        counts = frames[0] if even else frames
-        return {"videos": [prefix + shards[i] for i in ids], "num_frames_per_video": counts}, "<video>\n" * len(ids)
+    def named(rows: Rows, wanted: list[str]) -> list[str]:
+        numbers = shard_of[rows].tolist()
+        if -1 in numbers:
+            missing = ", ".join([i for i, number in zip(wanted, numbers, strict=True) if number < 0][:5])
+            raise ValueError(f"--frames {folder}: no shard holds {missing}; `webvid.py extract` makes them")
+        return [f"{prefix}{names[number]}#{i}" for i, number in zip(wanted, numbers, strict=True)]
 
-    return columns
+    return named

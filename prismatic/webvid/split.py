@@ -16,7 +16,9 @@ from tqdm import tqdm
 from prismatic.conf.webvid_media import SplitConfig
 from prismatic.webvid.catalog import ROWS_AT_A_TIME, usable_rows, videos_folder, with_videos_folder
 from prismatic.webvid.cluster import read_embeddings
-from prismatic.webvid.files import whole_file
+from prismatic.webvid.files import clear_dead, whole_file
+from prismatic.webvid.quantised import one_blas_thread
+from prismatic.webvid.texts import Texts
 
 CHUNK = 8192  # vectors compared at a time
 SEEDS = 256  # videos whose look-alikes are sought in one pass over all vectors, at least
@@ -26,16 +28,16 @@ MAX_REACH = 16  # linked videos for each one drawn, above which --near_duplicate
 def split(cfg: SplitConfig) -> str:
     """Write cfg.output/train.parquet and val.parquet, and return a summary. Raises ValueError for unusable input."""
     cfg.validate()
-    ids = [row.id for row in usable_rows(cfg.catalog)]
+    ids = Texts.of(row.id for row in usable_rows(cfg.catalog))
     if len(ids) <= cfg.val_size:
         raise ValueError(f"--val_size {cfg.val_size} leaves nothing to train on of {len(ids)} usable videos")
-    order = np.random.default_rng(cfg.seed).permutation(len(ids)).tolist()
+    order = np.random.default_rng(cfg.seed).permutation(len(ids))
     lines: list[str] = []
     if cfg.embeddings is None:
-        chosen = {ids[i] for i in order[: cfg.val_size]}
+        chosen = set(ids.take(order[: cfg.val_size]))
         lines.append("  near duplicates were not looked for (--embeddings DIR finds them)")
     else:
-        chosen, lines = _by_likeness([ids[i] for i in order], cfg)
+        chosen, lines = _by_likeness(ids.take(order), cfg)
     _write(cfg, chosen)
     head = f"{cfg.output}: {len(ids) - len(chosen)} videos in train.parquet, {len(chosen)} in val.parquet"
     return "\n".join([head, *lines])
@@ -67,19 +69,20 @@ class _Groups:
         return found
 
 
-def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str]]:
+@one_blas_thread
+def _by_likeness(drawn: Texts, cfg: SplitConfig) -> tuple[set[str], list[str]]:
     """Whole groups of look-alikes in the order drawn, as long as they fit into val_size."""
     assert cfg.embeddings is not None
     ids, matrix = read_embeddings(cfg.embeddings)
-    wanted = set(drawn)
-    usable = np.array([video_id in wanted for video_id in ids])
-    row_of = {video_id: row for row, video_id in enumerate(ids) if usable[row]}
-    candidates = [row_of[video_id] for video_id in drawn if video_id in row_of]
+    candidates = ids.places(drawn)
+    candidates = candidates[candidates >= 0]
+    usable = np.zeros(len(ids), bool)
+    usable[candidates] = True
     chosen: set[int] = set()
     refused = linked = 0
     start = 0
     while len(chosen) < cfg.val_size and start < len(candidates):
-        seeds = candidates[start : start + max(cfg.val_size, SEEDS)]
+        seeds = candidates[start : start + max(cfg.val_size, SEEDS)].tolist()
         start += len(seeds)
         groups = _linked(matrix, usable, [s for s in seeds if s not in chosen], cfg)
         members = groups.members()
@@ -87,6 +90,8 @@ def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str
             group = members[groups.find(seed)] if seed in groups.of else []
             if not group or group[0] in chosen:
                 continue
+            if len(chosen) == cfg.val_size:
+                break
             if len(chosen) + len(group) > cfg.val_size:
                 refused += 1
                 continue
@@ -100,7 +105,7 @@ def _by_likeness(drawn: list[str], cfg: SplitConfig) -> tuple[set[str], list[str
         f"  {linked} near duplicates (cosine from {cfg.near_duplicate}) are in val with what they look like; {refused} "
         "groups did not fit and stay in train"
     ]
-    without = len(drawn) - len(row_of)
+    without = len(drawn) - len(candidates)
     if without:
         lines.append(f"  {without} usable videos have no embedding: they stay in train, unchecked")
     return {ids[row] for row in chosen}, lines
@@ -157,6 +162,7 @@ def _write(cfg: SplitConfig, chosen: set[str]) -> None:
     with pyarrow.parquet.ParquetFile(cfg.catalog) as source:
         schema = with_videos_folder(source.schema_arrow, videos, cfg.output)
         for name, target in targets.items():
+            clear_dead(target)
             with whole_file(target, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
                 for group in source.iter_batches(ROWS_AT_A_TIME):
                     rows = zip(group["id"].to_pylist(), group["status"].to_pylist(), strict=True)

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.data.weave import Shown, split_frames
 from prismatic.webvid.catalog import Catalog, read_catalog
+from prismatic.webvid.clusters_file import read_clusters_file
 from prismatic.webvid.durations import read_durations
-from prismatic.webvid.files import epoch_path, iter_rows, read_text, write_rows
+from prismatic.webvid.files import epoch_path, read_text, write_rows
 from prismatic.webvid.forms import FORMS
-from prismatic.webvid.shard_rows import is_shard_folder, shard_rows
+from prismatic.webvid.shard_rows import is_shard_folder, shard_names
+from prismatic.webvid.texts import Rows
 
+BATCH = 8192  # examples whose clips are Python objects at a time
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -45,97 +49,122 @@ def weave(cfg: WeaveConfig) -> str:
     FORMS.get(cfg.form)
     files = cfg.clusters if isinstance(cfg.clusters, list) else [cfg.clusters]
     found = read_catalog(cfg.catalog)
-    rows_of = found.usable()
-    durations = read_durations(cfg.catalog)
-    clusterings = [read_clusters(file, rows_of, cfg.catalog) for file in files]
+    clips = Clips(found, read_durations(cfg.catalog), _names(cfg, found))
+    clusterings = [read_clusters(file, found, cfg.catalog) for file in files]
     lines = []
     for epoch in range(cfg.epochs):
         clusters = clusterings[epoch % len(clusterings)]
-        sizes = sorted({len(cluster) for cluster in clusters})
+        sizes = np.unique(clusters.sizes).tolist()
         for size in sizes:
             split_frames(cfg.total_frames, size)
         output = epoch_path(cfg.output, epoch, cfg.epochs)
-        count = write_rows(output, _examples(cfg, found, rows_of, durations, clusters, epoch))
+        count = write_rows(output, _examples(cfg, clips, clusters, epoch))
         budgets = "; ".join(f"{size} videos of {_told(split_frames(cfg.total_frames, size))} frames" for size in sizes)
         lines.append(f"{output}: {count} examples ({cfg.form}), {cfg.total_frames} frames each: {budgets}")
     return "\n".join(lines)
 
 
-def read_clusters(path: Path, rows_of: dict[str, int], catalog: Path) -> list[list[str]]:
-    """Ids of each cluster in the order of the file. Raises ValueError for ids that the catalog cannot use."""
-    clusters: dict[str, list[str]] = {}
-    unusable: list[str] = []
-    for number, row in enumerate(iter_rows(path, "--clusters"), start=1):
-        if "video_id" not in row or "cluster" not in row:
-            raise ValueError(f"--clusters {path}: row {number} lacks video_id or cluster")
-        video_id = str(row["video_id"])
-        if video_id not in rows_of:
-            unusable.append(video_id)
-        clusters.setdefault(str(row["cluster"]), []).append(video_id)
-    if unusable:
+NamesOf = Callable[[Rows, list[str]], list[str]]
+"""(rows of the catalog, their ids) -> what each clip is called in an annotation row."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The catalog's clips. durations: seconds, NaN where unknown [N]."""
+
+    catalog: Catalog
+    durations: NDArray[np.float32]
+    names: NamesOf
+
+    def of(self, rows: Rows) -> tuple[list[str], list[str], list[str], list[float]]:
+        """(ids, captions, names, durations) of some rows as Python objects."""
+        ids = list(self.catalog.ids.take(rows))
+        return ids, list(self.catalog.captions.take(rows)), self.names(rows, ids), self.durations[rows].tolist()
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """rows: of the catalog, cluster after cluster, [n]. ends: where each cluster ends in them, [G]."""
+
+    rows: Rows
+    ends: Rows
+
+    @property
+    def sizes(self) -> Rows:
+        """Videos of each cluster, int64 [G]."""
+        return np.diff(self.ends, prepend=0)
+
+
+def read_clusters(path: Path, found: Catalog, catalog: Path) -> Clusters:
+    """Clusters in the order of the file. Raises ValueError for ids that the catalog cannot use."""
+    file = read_clusters_file(path)
+    rows = found.find(file.ids)
+    unusable = np.flatnonzero(rows < 0)
+    if len(unusable):
         raise ValueError(
             f"--clusters {path}: {len(unusable)} of its videos are not usable in --catalog {catalog} (no such id, or a "
-            f"status other than ok), the first: {', '.join(unusable[:5])}"
+            f"status other than ok), the first: {', '.join(file.ids.take(unusable[:5]))}"
         )
-    if not clusters:
-        raise ValueError(f"--clusters {path} is empty")
-    return list(clusters.values())
+    return Clusters(rows, file.ends)
 
 
-def _examples(
-    cfg: WeaveConfig,
-    found: Catalog,
-    rows_of: dict[str, int],
-    durations: list[float | None],
-    clusters: list[list[str]],
-    epoch: int,
-) -> Iterator[dict[str, Any]]:
+def _examples(cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int) -> Iterator[dict[str, Any]]:
     """Rows of one epoch: clusters in a drawn order, each with its videos in a drawn order."""
     form = FORMS.get(cfg.form)
+    columns = _frame_columns(cfg) if cfg.frames is not None and not is_shard_folder(cfg.frames) else _video_columns
     rng = np.random.default_rng([cfg.seed, epoch])
-    media = _frame_rows(cfg) if cfg.frames is not None else _video_rows(cfg, found, rows_of)
-    for place in tqdm(rng.permutation(len(clusters)).tolist(), unit="example", desc=f"weave epoch {epoch}"):
-        ids = clusters[place]
-        ids = [ids[i] for i in rng.permutation(len(ids)).tolist()]
-        frames = split_frames(cfg.total_frames, len(ids))
-        rows = [rows_of[i] for i in ids]
-        shown = [Shown(found.captions[r], n, durations[r]) for r, n in zip(rows, frames, strict=True)]
-        question, answer = form(shown, cfg.prompt, rng)
-        columns, placeholders = media(ids, frames)
-        yield {
-            "id": ", ".join(ids),
-            **columns,
-            "conversations": [
-                {"from": "human", "value": f"{placeholders}{question}"},
-                {"from": "gpt", "value": answer},
-            ],
-        }
+    order = rng.permutation(len(clusters.ends))
+    sizes = clusters.sizes
+    with tqdm(total=len(order), unit="example", desc=f"weave epoch {epoch}") as bar:
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            ends = clusters.ends[places]
+            spans = [clusters.rows[end - size : end] for end, size in zip(ends, sizes[places], strict=True)]
+            ids, captions, names, durations = clips.of(np.concatenate(spans))
+            first = 0
+            for size in sizes[places].tolist():
+                drawn = (first + rng.permutation(size)).tolist()
+                frames = split_frames(cfg.total_frames, size)
+                first += size
+                shown = [
+                    Shown(captions[i], n, None if durations[i] != durations[i] else durations[i])
+                    for i, n in zip(drawn, frames, strict=True)
+                ]
+                question, answer = form(shown, cfg.prompt, rng)
+                media, placeholders = columns([names[i] for i in drawn], frames)
+                yield {
+                    "id": ", ".join([ids[i] for i in drawn]),
+                    **media,
+                    "conversations": [
+                        {"from": "human", "value": f"{placeholders}{question}"},
+                        {"from": "gpt", "value": answer},
+                    ],
+                }
+            bar.update(len(places))
 
 
-MediaColumns = Callable[[list[str], list[int]], tuple[dict[str, Any], str]]
-"""(ids, frames of each) -> (columns of the row, placeholders that open its question)."""
-
-
-def _video_rows(cfg: WeaveConfig, found: Catalog, rows_of: dict[str, int]) -> MediaColumns:
-    prefix = below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
-
-    def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
-        videos = [prefix + found.paths[rows_of[i]] for i in ids]
-        even = len(set(frames)) == 1
-        return {"videos": videos, "num_frames_per_video": frames[0] if even else frames}, "<video>\n" * len(ids)
-
-    return columns
-
-
-def _frame_rows(cfg: WeaveConfig) -> MediaColumns:
-    assert cfg.frames is not None
+def _names(cfg: WeaveConfig, found: Catalog) -> NamesOf:
+    if cfg.frames is None:
+        prefix = below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
+        return lambda rows, _: [prefix + path for path in found.paths.take(rows)]
     if is_shard_folder(cfg.frames):
-        return shard_rows(cfg.frames, below(cfg.frames, cfg.media_root or cfg.frames, "--frames"))
+        return shard_names(cfg.frames, below(cfg.frames, cfg.media_root or cfg.frames, "--frames"), found.ids)
+    return lambda _, ids: ids
+
+
+def _video_columns(names: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
+    """(columns of a row, placeholders that open its question)."""
+    even = frames[0] == frames[-1]  # the first ones have one more, or all are even
+    return {"videos": names, "num_frames_per_video": frames[0] if even else frames}, "<video>\n" * len(names)
+
+
+def _frame_columns(cfg: WeaveConfig) -> Callable[[list[str], list[int]], tuple[dict[str, Any], str]]:
+    assert cfg.frames is not None
     root = cfg.frames
     prefix = below(root, cfg.media_root or root, "--frames")
 
-    def columns(ids: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
-        files = [f for i, n in zip(ids, frames, strict=True) for f in read_frame_folder(root / i).uniform(n)]
+    def columns(names: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
+        files = [f for i, n in zip(names, frames, strict=True) for f in read_frame_folder(root / i).uniform(n)]
         return {"frames": [prefix + file.relative_to(root).as_posix() for file in files]}, "<video>\n"
 
     return columns

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prismatic.data import row_index
 from prismatic.data.annotations import AnnotationError, RecordTable, check_media, load_records
 from prismatic.types import Medium, Record, Turn
 
@@ -15,8 +16,11 @@ CHAT = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 TEXT = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(params=["in memory", "indexed"])
+def root(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A media folder; every test runs with files that are read whole, and with files that are read row by row."""
+    if request.param == "indexed":
+        monkeypatch.setattr(row_index, "INDEXED_FROM", 1)
     media = tmp_path / "media"
     media.mkdir()
     return media

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from prismatic.data.dataset import Position, SampleError
-from prismatic.data.loader import StepLoader, WorkerError, epoch_order
+from prismatic.data.dataset import FILLER_LENGTH, Position, SampleError
+from prismatic.data.loader import StepLoader, WorkerError
 from prismatic.data.pack import collate
 from prismatic.types import IGNORE_INDEX, Batch, Example
 
@@ -28,13 +29,13 @@ class Numbers:
     def __getitem__(self, position: Position) -> Example:
         self.read.append(position)
         self.act(position)
-        ids = torch.full((self.length(position.index),), position.index)
+        ids = torch.full((position.index % 7 + 2 if position.counted else FILLER_LENGTH,), position.index)
         labels = ids.clone() if position.counted else torch.full_like(ids, IGNORE_INDEX)
         name = f"{position.index}" if position.counted else ""
         return Example(name, ids, labels, torch.empty((0, 3, 2, 2), dtype=torch.uint8), ())
 
-    def length(self, index: int, epoch: int = 0) -> int:
-        return index % 7 + 2
+    def lengths(self, rows: NDArray[np.int64], epoch: int = 0) -> NDArray[np.int64]:
+        return rows % 7 + 2
 
 
 def _collate(examples: list[Example]) -> Batch:
@@ -48,19 +49,6 @@ def _loader(dataset: Numbers | None = None, rows: int = 37, **options: Any) -> S
 
 def _ids(steps: list[list[Batch]]) -> list[list[tuple[str, ...]]]:
     return [[batch.ids for batch in step] for step in steps]
-
-
-def test_order_counts_every_row_once_and_fills_up_the_last_batch() -> None:
-    order, counted = epoch_order(37, 3, 0, 8, shuffle=True)
-    assert len(order) == 40 and order.dtype == np.int64 and counted.tolist() == [True] * 37 + [False] * 3
-    assert sorted(order[counted].tolist()) == list(range(37)) and order[37:].tolist() == order[:3].tolist()
-    again = epoch_order(37, 3, 0, 8, shuffle=True)[0]
-    assert (order == again).all()
-    for other in (epoch_order(37, 3, 1, 8, shuffle=True)[0], epoch_order(37, 4, 0, 8, shuffle=True)[0]):
-        assert (order != other).any()
-    assert epoch_order(3, 3, 0, 8, shuffle=False)[0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    with pytest.raises(ValueError, match="without rows"):
-        epoch_order(0, 0, 0, 8, shuffle=True)
 
 
 def test_each_row_is_given_once_an_epoch() -> None:
@@ -179,3 +167,89 @@ def _alive(pid: int | None) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _pack(examples: list[Example]) -> Batch:
+    return collate(examples, pad_token_id=0, packing=True)
+
+
+def _packed(**options: Any) -> StepLoader:
+    return StepLoader(
+        options.pop("dataset", Numbers()),
+        _pack,
+        **{**{"num_examples": lambda epoch: 101, "global_batch_size": 32, "per_device_batch_size": 4}, **options},
+        packing=True,
+        seed=3,
+    )
+
+
+def test_packed_steps_hold_the_same_examples_and_are_level() -> None:
+    packed, again = list(_packed().iterate(0)), list(_packed().iterate(0))
+    for step, other in zip(packed, _loader(rows=101, global_batch_size=32).iterate(0), strict=True):
+        assert sorted(n for b in step for n in b.ids) == sorted(n for b in other for n in b.ids)
+    assert _ids(packed) == _ids(again)
+    sizes = [batch.positions for batch in packed[0]]
+    assert len(sizes) == 8 and max(sizes) - min(sizes) <= 2 and all(b.input_ids.shape[0] == 1 for b in packed[0])
+    assert all(batch.positions == batch.useful and batch.ids for step in packed for batch in step)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_packed_micro_batches_are_the_same_for_any_number_of_processes(world_size: int) -> None:
+    alone = _ids(list(_packed().iterate(1)))
+    ranks = [_ids(list(_packed(rank=r, world_size=world_size).iterate(1, 1))) for r in range(world_size)]
+    for number, step in enumerate(alone[1:]):
+        assert sorted(batch for rank in ranks for batch in rank[number]) == sorted(step)
+        assert [len(rank[number]) for rank in ranks] == [8 // world_size] * world_size
+
+
+def test_a_set_smaller_than_the_global_batch_leaves_no_micro_batch_empty() -> None:
+    (step,) = _packed(num_examples=lambda epoch: 3).iterate(0)
+    assert len(step) == 8 and all(batch.ids for batch in step)
+    assert sorted(filter(None, (n for b in step for n in b.ids))) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("num_workers", "prefetch"), [(1, 1), (2, 8), (4, 2)])
+def test_workers_and_prefetch_change_nothing(num_workers: int, prefetch: int) -> None:
+    loader = _packed(num_workers=num_workers, prefetch=prefetch)
+    steps, expected = list(loader.iterate(2)), list(_packed().iterate(2))
+    loader.close()
+    assert _ids(steps) == _ids(expected)
+    for one, other in zip((b for s in steps for b in s), (b for s in expected for b in s), strict=True):
+        assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.labels, other.labels)
+        assert torch.equal(one.position_ids, other.position_ids)
+
+
+def _slow(position: Position) -> None:
+    time.sleep(0.002)
+
+
+def _kill_a_worker_while_it_reads(seed: int) -> None:
+    loader = _packed(dataset=Numbers(_slow), num_workers=2)
+    steps = loader.iterate(0)
+    taken = [next(steps)]
+    rng = np.random.default_rng(seed)
+    worker = loader._loader._iterator._workers[int(rng.integers(2))]
+    time.sleep(float(rng.uniform(0, 0.1)))
+    os.kill(worker.pid, signal.SIGKILL)
+    began = time.monotonic()
+    try:
+        taken += steps
+    except WorkerError as error:
+        assert "has died" in str(error) and time.monotonic() - began < 10
+    # Killed behind its last micro-batch or not: what did come is what should have come, in order.
+    assert _ids(taken) == _ids(list(_packed().iterate(0)))[: len(taken)]
+    loader.close()
+    rest = loader.iterate(0, len(taken))
+    assert _ids(taken) + _ids(list(rest)) == _ids(list(_packed().iterate(0)))  # no sample is lost
+    loader.close()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_worker_is_an_error_within_seconds_and_loses_nothing(seed: int) -> None:
+    _kill_a_worker_while_it_reads(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 22))
+def test_killed_worker_twenty_times(seed: int) -> None:
+    _kill_a_worker_while_it_reads(seed)

@@ -1,11 +1,11 @@
-"""Padded and packed batches hold the same examples; first-fit fills rows."""
+"""Padded and packed batches hold the same examples; a packed one wastes nothing."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from prismatic.data.pack import collate, first_fit
+from prismatic.data.pack import collate
 from prismatic.types import IGNORE_INDEX, Batch, Example, Skip
 
 PAD = 99
@@ -62,17 +62,18 @@ def test_frames_stand_in_the_order_of_the_rows(packing: bool) -> None:
     ]
 
 
-def test_padded_is_one_a_row_and_packed_is_fewer_rows() -> None:
+def test_padded_is_one_a_row_and_packed_is_one_row() -> None:
     padded = collate(RAGGED, pad_token_id=PAD, packing=False)
     packed = collate(RAGGED, pad_token_id=PAD, packing=True)
     assert padded.input_ids.shape == (5, 12) and not padded.packed and padded.ids == tuple("12345")
-    assert packed.input_ids.shape == (3, 12) and packed.packed  # 36 tokens in 3 rows of 12: nothing wasted
-    assert (packed.input_ids != PAD).all()
+    assert packed.input_ids.shape == (1, 36) and packed.packed and packed.ids == tuple("12345")
+    assert (packed.input_ids != PAD).all() and (padded.positions, padded.useful) == (60, 36)
+    assert packed.positions == packed.useful == 36
 
 
-def test_packing_that_finds_no_room_is_not_packed() -> None:
-    batch = collate([_example(1, 6), _example(2, 6)], pad_token_id=PAD, packing=True)
-    assert not batch.packed and batch.input_ids.shape == (2, 6)
+def test_one_example_alone_is_not_packed() -> None:
+    batch = collate([_example(1, 6)], pad_token_id=PAD, packing=True)
+    assert not batch.packed and batch.input_ids.shape == (1, 6)
 
 
 def test_padding_goes_on_with_the_positions() -> None:
@@ -91,11 +92,3 @@ def test_text_only_batch_has_no_frames_and_skips_are_gathered() -> None:
 def test_no_examples() -> None:
     with pytest.raises(ValueError, match="at least one"):
         collate([], pad_token_id=PAD, packing=True)
-
-
-def test_first_fit_uses_every_length_once_and_keeps_the_capacity() -> None:
-    lengths = [int(n) for n in torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0))]
-    rows = first_fit(lengths, 50)
-    assert sorted(i for row in rows for i in row) == list(range(300))
-    assert all(sum(lengths[i] for i in row) <= 50 for row in rows)
-    assert len(rows) <= 11 / 9 * -(-sum(lengths) // 50) + 1

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from prismatic.eval.metrics import score_shapes
-from prismatic.eval.report import find_run_dir, read_losses, summary, write_report
+from prismatic.eval.report import find_run_dir, summary, write_report
 from prismatic.eval.report_gallery import NUM_CARDS, NUM_MISTAKES, difference
-from prismatic.eval.report_loss import moving_mean
+from prismatic.report.history import read_history
 from tests.eval.shapes import NUM_VAL, render_clips
 
 CONFIG = "model:\n  vision_backbone_id: tiny-vit\n  num_frames: 8\nstage: finetune\nseed: 7\nval_dataset: null\n"
@@ -66,12 +66,12 @@ class _Page(HTMLParser):
         self.fetched: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img", "br", "path", "use", "link"):
+        if tag not in ("meta", "img", "br", "path", "circle"):
             self.open.append(tag)
         self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("path", "use"):
+        if tag in ("path", "circle"):
             return
         assert self.open.pop() == tag
 
@@ -199,17 +199,12 @@ def test_a_log_that_was_cut_off_and_one_that_is_none(tmp_path: Path) -> None:
     _log(run_dir, 3)
     log = run_dir / "log-name.jsonl"
     log.write_text(log.read_text() + '{"Finetune/Step": 4, "Fine')
-    loss, validation = read_losses(run_dir)
-    assert loss.steps == [1, 2, 3]
-    assert validation.values == [0.4321]
+    history = read_history(run_dir)
+    assert history.curve("Loss (Raw)").steps == [1, 2, 3]
+    assert history.curve("Validation Loss").means == [0.4321]
     log.write_text("no json\n{}\n")
     with pytest.raises(ValueError, match=r"log-name.jsonl, line 1: not JSON"):
-        read_losses(run_dir)
-
-
-def test_moving_mean() -> None:
-    assert moving_mean(np.array([1.0, 3.0, 5.0, 7.0]), 2).tolist() == [1.0, 2.0, 4.0, 6.0]
-    assert moving_mean(np.array([2.0, 4.0]), 10).tolist() == [2.0, 3.0]
+        read_history(run_dir)
 
 
 def test_difference_marks_words() -> None:

@@ -18,7 +18,13 @@ from prismatic import dist
 from prismatic.train.trainer import Trainer
 from tests.train import fake_run
 
-OWN = ("count", "dropout", "model_seed", "frozen_modules")  # Options of make_trainer; the rest are of the config
+OWN = (
+    "count",
+    "dropout",
+    "dtype",
+    "model_seed",
+    "frozen_modules",
+)  # Options of make_trainer; the rest are of the config
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from prismatic import dist
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
-from prismatic.train import files, weights
+from prismatic.train import files, weights, writer
+from prismatic.train.optim import freeze_matching
 from prismatic.train.trainer import Trainer
 from prismatic.types import IGNORE_INDEX, Batch, Skip
 
@@ -73,7 +75,7 @@ class FakeVLM(nn.Module):
 
     def forward(self, batch: Batch) -> LossOutput:
         llm = self.llm_backbone
-        pixels = batch.frames.flatten(1).float() / 255
+        pixels = (batch.frames.flatten(1).float() / 255).to(self.projector.weight.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and "vision_backbone" in self._trained):
             features = self.vision_backbone(pixels)
         seen = self.projector(features).mean(0)
@@ -98,12 +100,16 @@ class FakeLoader:
         self.broken: set[int] = set()
         self.unlabelled = False
         self.unreadable: int | None = None  # Row that raises
+        self.given: list[list[str]] = []  # Ids of the counted examples of each step, of this process
 
     def num_examples(self, epoch: int) -> int:
         return self.count
 
     def steps_per_epoch(self, epoch: int) -> int:
         return -(-self.count // self.per_step)
+
+    def largest(self) -> Batch:
+        return self._batch([(index, True) for index in range(self.per_device)])
 
     def iterate(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
         order = torch.arange(self.count)
@@ -115,7 +121,9 @@ class FakeLoader:
             places = range(step * self.per_step, (step + 1) * self.per_step)
             own = [p for n, p in enumerate(places) if n // self.per_device % self.world.world_size == self.world.rank]
             chunks = [own[i : i + self.per_device] for i in range(0, len(own), self.per_device)]
-            yield [self._batch([(int(order[p % self.count]), p < self.count) for p in chunk]) for chunk in chunks]
+            picks = [[(int(order[p % self.count]), p < self.count) for p in chunk] for chunk in chunks]
+            self.given.append([f"row-{index}" for chunk in picks for index, counted in chunk if counted])
+            yield [self._batch(chunk) for chunk in picks]
 
     def _batch(self, picks: list[tuple[int, bool]]) -> Batch:
         ids, labels, frames = [], [], []
@@ -174,7 +182,9 @@ def make_trainer(cfg: PretrainConfig, world: dist.World, *, count: int = 30, dro
     run_dir = cfg.run_root_dir / cfg.resolved_run_id()
     run_dir.mkdir(parents=True, exist_ok=True)
     vlm = FakeVLM(dropout, seed=kw.pop("model_seed", 0))
+    vlm.to(kw.pop("dtype", torch.float32))
     vlm.freeze(cfg.stage)
+    freeze_matching(vlm, cfg.model.freeze)
     stage = cfg.model.stage(cfg.stage)
     sizes = {"per_step": stage.global_batch_size, "per_device": stage.per_device_batch_size}
     return Trainer(
@@ -189,11 +199,13 @@ def make_trainer(cfg: PretrainConfig, world: dist.World, *, count: int = 30, dro
 
 
 def main(options: dict) -> int:
-    """Train; leave {"code", "losses", "world_size"} in `out` and the final weights beside it.
+    """Train; leave {"code", "losses", "first_step", "ids"} in `out` and the final weights beside it.
 
     Options: root, out, config (of `make_config`), trainer (of `make_trainer`), environment, signals {step: [numbers]}
-    for process `rank_to_signal`, die_in (a function of prismatic.train.files at whose `die_at`-th call this process is
-    killed), unreadable (a row that raises).
+    for process `rank_to_signal` (in the first life that torchrun gives it), unreadable (a row that raises), poison (the
+    id of a row whose loss is NaN), spike_at (a step whose loss is high). What kills this process: die_in (a function of
+    prismatic.train.files) at its `die_at`-th call, die_at_byte of what checkpoints write, die_after seconds of
+    training.
     """
     os.environ.update(options.get("environment", {}))
     torch.set_num_threads(1)
@@ -201,11 +213,20 @@ def main(options: dict) -> int:
     dist.setup_logging(world)
     cfg = make_config(Path(options["root"]), **options.get("config", {}))
     trainer = make_trainer(cfg, world, **options.get("trainer", {}))
-    if world.rank == options.get("rank_to_signal", 0):
+    if world.rank == options.get("rank_to_signal", 0) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         trainer.train_loader.events = {int(k): v for k, v in options.get("signals", {}).items()}
     trainer.train_loader.unreadable = options.get("unreadable")
+    trainer.vlm.poison = options.get("poison")
+    if "spike_at" in options:
+        _spike(trainer, options["spike_at"])
     if "die_in" in options:
         _die_in(options["die_in"], options.get("die_at", 1))
+    if "die_at_byte" in options:
+        _die_at_byte(options["die_at_byte"])
+    if "die_after" in options:
+        timer = threading.Timer(options["die_after"], os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True  # A run that ends earlier does not wait for its death
+        timer.start()
     code, error = None, None
     try:
         code = trainer.fit()
@@ -217,12 +238,27 @@ def main(options: dict) -> int:
         if world.rank == 0:
             files.write_tensors(Path(options["out"] + ".safetensors"), state, {})
     result = {"code": code, "error": error, "step": trainer.at.step, "losses": losses if code is not None else []}
+    if code is not None:
+        by_rank = dist.gather_objects(trainer.train_loader.given)
+        result["ids"] = [sorted(i for own in step for i in own) for step in zip(*by_rank, strict=True)]
     if world.rank == 0:
         Path(options["out"]).write_text(json.dumps(result))
     holders = [trainer]
     del trainer
     dist.stop(*holders, failed=error is not None)
     return code if error is None else 2
+
+
+def _spike(trainer: Trainer, step: int) -> None:
+    """The loss of one step is sixty times as high."""
+    forward = trainer.vlm.forward
+
+    def spiking(batch: Batch) -> LossOutput:
+        out = forward(batch)
+        out.loss_sum = out.loss_sum * (60 if trainer.at.step == step - 1 else 1)
+        return out
+
+    trainer.vlm.forward = spiking
 
 
 def _die_in(name: str, at: int) -> None:
@@ -237,6 +273,21 @@ def _die_in(name: str, at: int) -> None:
         return original(*args, **kwargs)
 
     setattr(files, name, dying)
+
+
+def _die_at_byte(at: int) -> None:
+    """Be killed when so many bytes of sharded checkpoints have been written, in the middle of a write."""
+    original, written = writer._SummedFile.write, []
+
+    def dying(self, data):
+        room = at - sum(written)
+        if len(memoryview(data).cast("B")) > room:
+            os.write(self.fileno(), memoryview(data).cast("B")[: max(0, room)])
+            os.kill(os.getpid(), signal.SIGKILL)
+        written.append(original(self, data))
+        return written[-1]
+
+    writer._SummedFile.write = dying
 
 
 if __name__ == "__main__":

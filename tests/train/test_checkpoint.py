@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -27,7 +26,7 @@ def _local(value: torch.Tensor) -> torch.Tensor:
 
 def _everything(trainer: Trainer) -> list[torch.Tensor]:
     values = [_local(v) for v in trainer.vlm.state_dict().values()]
-    for parameter in trainer._trained():
+    for parameter in trainer.stepper._trained():
         values += [_local(v) for _, v in sorted(trainer.optimizer.state[parameter].items())]
     return values
 
@@ -46,7 +45,10 @@ def test_layout_of_the_folder(trainer: Make, tmp_path: Path) -> None:
     name = f"step-000008-epoch-02-loss={done.mean_loss:.4f}.safetensors"
     assert os.readlink(latest) == name
     assert sorted(p.name for p in here.iterdir()) == sorted(
-        ["latest-checkpoint.safetensors", "step-000004", "step-000008", name, *[p.name for p in here.glob("*04-ep*")]]
+        [
+            *("latest-checkpoint.safetensors", "best-checkpoint.safetensors", "step-000004", "step-000008", name),
+            *[p.name for p in here.glob("*04-ep*")],
+        ]
     )
     assert len(list(here.glob("step-000004-epoch-01-loss=*.safetensors"))) == 1
     state = load_file(latest)
@@ -81,7 +83,7 @@ def test_restore_gives_back_weights_and_optimizer_bit_for_bit(trainer: Make) -> 
 
 
 def test_only_the_newest_are_kept(trainer: Make) -> None:
-    run = trainer(checkpoint_interval=1, keep_checkpoints=3)
+    run = trainer(checkpoint_interval=1, keep_checkpoints=3, keep_best=0)
     run.fit()
     here = run.run_dir / "checkpoints"
     assert [p.name for p in folder.resumable(run.run_dir)] == ["step-000008", "step-000007", "step-000006"]
@@ -143,7 +145,7 @@ def test_hostile_table_of_contents_is_not_run(trainer: Make, tmp_path: Path) -> 
         table.write_bytes(bomb)
         state = folder.read_state(target)
         state["files"][".metadata"] = len(bomb)
-        (target / "state.json").write_text(json.dumps(state))
+        folder.write_state(target, state)
         with pytest.raises(CheckpointError, match="metadata"):
             checkpoint.restore(target, run.vlm, run.optimizer)
     assert not (tmp_path / "boom").exists()
@@ -155,14 +157,14 @@ def test_pickled_values_are_refused(trainer: Make, tmp_path: Path) -> None:
     run = trainer()
     run.fit()
     target = folder.find_latest(run.run_dir)
-    keys = list(checkpoint._trained(run.vlm))
+    keys = list(checkpoint.contents(run.vlm, run.optimizer)["model"])
     fake = tmp_path / "fake"
     dcp.save({"model": {k: _Bomb(tmp_path / "boom") for k in keys}}, checkpoint_id=fake)
     for path in fake.iterdir():
         shutil.copy(path, target / path.name)
     state = folder.read_state(target)
     state["files"] = {p.name: p.stat().st_size for p in fake.iterdir()}
-    (target / "state.json").write_text(json.dumps(state))
+    folder.write_state(target, state)
     with pytest.raises(CheckpointError):
         checkpoint.restore(target, run.vlm, run.optimizer)
     assert not (tmp_path / "boom").exists()

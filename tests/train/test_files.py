@@ -48,6 +48,7 @@ def test_full_disk_in_the_middle_of_a_save(trainer: Make, file_limit: Callable, 
     run.at.step = 5
     with file_limit(limit), pytest.raises(CheckpointError) as caught:
         run.save()
+        run.saver.finish()
     text = str(caught.value)
     assert "step-000005" in text and "could not be written" in text and "are free on that disk" in text
     assert f"The last good checkpoint is whole: {run.run_dir}/checkpoints/step-000004" in text
@@ -55,6 +56,7 @@ def test_full_disk_in_the_middle_of_a_save(trainer: Make, file_limit: Callable, 
     _assert_whole(run.run_dir, 4)
     assert (run.run_dir / "checkpoints" / "latest-checkpoint.safetensors").read_bytes() == good
     run.save()  # With room again
+    run.saver.finish()
     _assert_whole(run.run_dir, 5)
 
 
@@ -93,6 +95,7 @@ def test_read_only_disk(tmp_path: Path, trainer: Make) -> None:
         run.at.step = 5
         with pytest.raises(CheckpointError, match="Read-only file system"):
             run.save()
+            run.saver.finish()
         _assert_whole(run.run_dir, 4)
 
 

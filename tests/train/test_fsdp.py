@@ -67,7 +67,7 @@ def test_frozen_modules_in_bf16_share_a_unit_with_trained_fp32(world: dist.World
     # What shard() does on CUDA, where this cannot be run: root unit = frozen bf16 embedding and trained fp32 projector.
     vlm = FakeVLM()
     vlm.freeze("align")
-    fsdp._cast_frozen(vlm, torch.bfloat16)
+    fsdp.cast_frozen(vlm, torch.bfloat16)
     assert vlm.llm_backbone.embed.weight.dtype == torch.bfloat16 and vlm.projector.weight.dtype == torch.float32
     assert vlm.llm_backbone.lm_head.weight is vlm.llm_backbone.embed.weight
     policy = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.float32)
@@ -94,3 +94,26 @@ def test_gathered_weights_are_freed_after_a_forward_pass_alone(world: dist.World
     assert not isinstance(vlm.llm_backbone.layers[0][0].weight, DTensor)
     fsdp.reshard(vlm)
     assert all(isinstance(p, DTensor) for p in vlm.parameters())
+
+
+def test_offloaded_weights_give_the_same_gradients_and_step(world: dist.World) -> None:
+    # The policy of --model.cpu_offload true, with the host's memory on both sides.
+    plain, offloaded = FakeVLM(), FakeVLM()
+    options = fsdp._unit_options(fsdp.MixedPrecisionPolicy(), fsdp._mesh(world, fsdp.STRATEGIES.get("ddp")), True)
+    assert isinstance(options["offload_policy"], fsdp.CPUOffloadPolicy)
+    plain.freeze("finetune")
+    offloaded.freeze("finetune")
+    for unit in [*offloaded.fsdp_units(), offloaded]:
+        fsdp.fully_shard(unit, **options)
+    batch = _batch(world)
+    expected, got = _grads(plain, batch), _grads(offloaded, batch)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name])
+    for model in (plain, offloaded):
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True).step()
+    torch.testing.assert_close(offloaded.projector.weight.full_tensor(), plain.projector.weight)
+
+
+def test_offloading_is_refused_where_there_is_nothing_to_offload_from(world: dist.World) -> None:
+    with pytest.raises(ValueError, match=r"--model.cpu_offload true: this run computes on the CPU"):
+        _shard(FakeVLM(), world, cpu_offload=True)

@@ -50,7 +50,9 @@ def test_keys_of_the_older_systems_and_ours(tmp_path: Path) -> None:
         "Full-finetune/Frames/s": 32.0,
         "Full-finetune/Examples/s": 8.0,
         "Full-finetune/Data Wait": 0.5,
+        "Full-finetune/Data Wait Share": 0.25,
         "Full-finetune/Skipped": 0,
+        "Full-finetune/Skipped Steps": 0,
     }
     assert validation == {
         "Full-finetune/Step": 1,
@@ -78,8 +80,8 @@ def test_resuming_cuts_later_rows_and_a_half_one(tmp_path: Path) -> None:
 def test_smoothed_loss_is_the_mean_of_the_last_128(trainer: Callable[..., Trainer]) -> None:
     run = trainer()
     run.losses = [float(i) for i in range(200)][-127:]
-    run._note_loss(StepFacts(1, 0, 1000.0, 0, 0, 1, 0, 1, 1, 1, 0))
-    run._note_loss(StepFacts(2, 0, 2000.0, 0, 0, 1, 0, 1, 1, 1, 0))
+    run.note_loss(StepFacts(1, 0, 1000.0, 0, 0, 1, 0, 1, 1, 1, 0))
+    run.note_loss(StepFacts(2, 0, 2000.0, 0, 0, 1, 0, 1, 1, 1, 0))
     assert run.mean_loss == pytest.approx((sum(range(74, 200)) + 3000) / 128)
 
 
@@ -119,16 +121,37 @@ def test_unreachable_wandb_neither_stops_nor_delays_a_run(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr("prismatic.train.wandb_tracker.INIT_SECONDS", 2.0)
-    monkeypatch.setattr("prismatic.train.wandb_tracker.CLOSE_SECONDS", 8.0)
-    began = time.monotonic()
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
+    began = time.monotonic()
     for step in range(100):
         tracker.log({"loss": 1.0}, step)
     assert time.monotonic() - began < 1.0
+    while not tracker._online:
+        time.sleep(0.01)
+    began = time.monotonic()
     tracker.close()
-    assert time.monotonic() - began < 10
-    assert "wandb" in caplog.text
+    assert time.monotonic() - began < 1.0
+    assert "cannot be reached" in caplog.text
+
+
+def test_a_run_that_goes_on_is_the_same_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr("wandb.init", lambda **settings: given.append(settings) or _NoRun())
+    for _ in range(2):
+        tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
+        tracker.log({"loss": 1.0}, 1)
+        tracker.close()
+    assert given[0]["id"] == given[1]["id"] and len(given[0]["id"]) == 12
+    assert all(settings["resume"] == "allow" for settings in given)
+
+
+class _NoRun:
+    def log(self, row: dict, step: int) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def test_missing_wandb_is_a_warning(

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from prismatic.train import weights
 from prismatic.train.errors import TrainingError
+from prismatic.train.skips import SkipAccount
 from prismatic.train.trainer import Trainer
 from tests.train.fake_run import FakeLoader, FakeVLM
 
@@ -221,6 +223,25 @@ def test_few_skips_at_the_start_of_a_long_run_are_no_reason_to_stop(trainer: Mak
         run.skips.check()
 
 
+def test_chance_does_not_stop_a_run_and_a_lost_folder_does_soon(tmp_path: Path) -> None:
+    random, stopped = np.random.default_rng(0), {0.008: 0, 0.1: 0}
+    for rate in stopped:
+        for number in range(20):
+            account = SkipAccount(tmp_path / f"{rate}-{number}.jsonl", 0.01)
+            for step in range(100):
+                bad = int(random.binomial(32, rate))
+                account.seen += 32
+                account.skipped += bad
+                try:
+                    account.check(early=True)
+                except TrainingError:
+                    stopped[rate] += step
+                    break
+            else:
+                stopped[rate] += 100
+    assert stopped[0.008] > 95 * 20 and stopped[0.1] < 10 * 20
+
+
 def test_skips_of_the_validation_data_have_a_file_and_a_limit_of_their_own(trainer: Make) -> None:
     run = trainer()
     run.val_loader.broken = {2}
@@ -228,7 +249,7 @@ def test_skips_of_the_validation_data_have_a_file_and_a_limit_of_their_own(train
         run.fit()
     again = trainer()
     again.val_loader.broken = {2}
-    again.validation_skips._max_share = 0.5
+    again.validation_skips["validation"]._max_share = 0.5
     again.fit()
     rows = [json.loads(line) for line in (run.run_dir / "skipped-validation.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["row-2"]  # Of the last validation

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +39,7 @@ def _assert_near(tmp_path: Path, result: dict, expected: dict[str, torch.Tensor]
 def test_two_ranks_equal_one_process(
     launch: Callable, trainer: Make, tmp_path: Path, strategy: str, local: int
 ) -> None:
-    """The default, fsdp-full-shard, is what `test_torchrun` compares.
+    """The default, fsdp-full-shard, is what the tests of resuming compare.
 
     30 examples of 1 to 9 label tokens in steps of 8 = 2 ranks x 2 x 2 accumulated; the last step has fillers.
     """
@@ -99,22 +96,6 @@ def test_death_of_a_rank_ends_the_other(launch: Callable) -> None:
     codes, _ = launch({"signals": {"3": [9]}, "rank_to_signal": 1}, world_size=2)
     assert codes[1] == -9 and codes[0] not in (0, None)
     assert time.monotonic() - began < 30
-
-
-def test_torchrun(tmp_path: Path, trainer: Make) -> None:
-    out = tmp_path / "result.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, fake_run.__file__, json.dumps({"root": str(tmp_path), "out": str(out)})],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    _assert_near(tmp_path, json.loads(out.read_text()), *_alone(trainer))
-    # One voice: the second process is silent.
-    assert done.stderr.count("Done: 8 steps") == 1 and done.stderr.count("step 8/8") == 1
 
 
 def test_single_process_has_a_world(world: dist.World) -> None:

@@ -19,44 +19,59 @@ from tests.webvid.videos import write_video
 def write_heap(folder: Path, count: int, first: int = 0) -> dict[str, str]:
     """`count` sound videos "000.mp4", ... of different looks and lengths; returns {id: caption}."""
     for i in range(first, first + count):
-        write_video(folder / f"{i:03d}.mp4", frames=3 + i % 4, shade=(i * 7) % 200, size=(32, 32 + 16 * (i % 3)))
+        # Equal shades, lengths and sizes come together again after 600: the rate tells those apart.
+        look = {"shade": (i * 7) % 200, "size": (32, 32 + 16 * (i % 3)), "fps": 5 + i // 600}
+        write_video(folder / f"{i:03d}.mp4", frames=3 + i % 4, **look)
     return {f"{i:03d}": f"grey number {i}" for i in range(first, first + count)}
 
 
-def write_broken(folder: Path) -> dict[str, str]:
-    """One file of each of ten kinds; returns {id: what its status must say}. The last two are sound in the catalog."""
+KINDS = {
+    "empty": "empty",
+    "truncated": "broken",
+    "magic": "is no video",
+    "zero": "broken",
+    "audio": "no video stream",
+    "secret": "ermission" if os.geteuid() else "No such file",
+    "directory": "no image",
+    "huge": "exceed",
+    "vfr": "ok",
+    "vanishing": "ok",
+}
+"""Of each kind of broken file what its status must say. The last two are sound in the catalog."""
+
+
+def write_broken(folder: Path, copies: int = 1) -> dict[str, str]:
+    """`copies` files of each of ten kinds, "empty.mp4", "empty-1.mp4", ...; returns {id: what its status must say}."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = files.write_video(folder / "source.mp4", "libx264", 20, muxer={"movflags": "faststart"})
-    (folder / "empty.mp4").write_bytes(b"")
-    files.truncate(source, folder / "truncated.mp4", 0.02)
-    (folder / "magic.mp4").write_bytes(b"%PDF-1.7 this is a document" * 40)
-    with av.open(str(folder / "zero.mp4"), "w") as container:
+    made = {}
+    for copy in range(copies):
+        names = {kind: kind if not copy else f"{kind}-{copy}" for kind in KINDS}
+        _write_kinds({kind: folder / f"{name}.mp4" for kind, name in names.items()}, copy)
+        made.update({name: KINDS[kind] for kind, name in names.items()})
+    return made
+
+
+def _write_kinds(paths: dict[str, Path], copy: int) -> None:
+    source = files.write_video(paths["empty"].with_name("source.mp4"), "libx264", 20, muxer={"movflags": "faststart"})
+    paths["empty"].write_bytes(b"")
+    files.truncate(source, paths["truncated"], 0.02)
+    paths["magic"].write_bytes(b"%PDF-1.7 this is a document" * (40 + copy))
+    with av.open(str(paths["zero"]), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         container.start_encoding()
-    files.write_audio_only(folder / "audio.mp4")
+    files.write_audio_only(paths["audio"])
     if os.geteuid():
-        (folder / "secret.mp4").write_bytes(source.read_bytes())
-        (folder / "secret.mp4").chmod(0)
+        paths["secret"].write_bytes(source.read_bytes())
+        paths["secret"].chmod(0)
     else:  # who may read everything
-        (folder / "secret.mp4").symlink_to(folder / "nowhere" / "gone.mp4")
-    (folder / "directory.mp4").mkdir()
-    _huge(folder / "huge.mp4")
+        paths["secret"].symlink_to(paths["secret"].parent / "nowhere" / "gone.mp4")
+    paths["directory"].mkdir()
+    _huge(paths["huge"])
     source.unlink()
-    files.write_video(folder / "vfr.mp4", "libx264", 20, options=files.X264, ticks=[i * i for i in range(20)])
-    write_video(folder / "vanishing.mp4", shade=201, frames=5)
-    return {
-        "empty": "empty",
-        "truncated": "broken",
-        "magic": "is no video",
-        "zero": "broken",
-        "audio": "no video stream",
-        "secret": "ermission" if os.geteuid() else "No such file",
-        "directory": "no image",
-        "huge": "exceed",
-        "vfr": "ok",
-        "vanishing": "ok",
-    }
+    ticks = [(1 + copy) * i * i for i in range(20)]
+    files.write_video(paths["vfr"], "libx264", 20, options=files.X264, ticks=ticks)
+    write_video(paths["vanishing"], shade=201, frames=5 + copy)
 
 
 def _huge(path: Path) -> None:

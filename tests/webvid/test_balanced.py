@@ -63,13 +63,17 @@ def test_the_same_seed_gives_the_same_and_another_one_others() -> None:
 
 
 _THREADS = """
-import hashlib, sys
+import hashlib, os, sys
 import numpy as np
+from threadpoolctl import threadpool_info
 from prismatic.webvid.balanced import balanced_clusters, quantise
 import prismatic.webvid.balanced as b
-b.PEEL_CELL, b.PASS_CELL = 2048, 1024
+b.WHOLE, b.PEEL_CELL, b.PASS_CELL = 2048, 2048, 1024
 raw = np.random.default_rng(0).standard_normal((4001, 600)).astype(np.float32)
-labels = balanced_clusters(quantise(raw, ["x"] * 4001), 8, seed=7)
+# __wrapped__: without the limit to one thread, which would hide a difference
+labels = balanced_clusters.__wrapped__(quantise(raw, ["x"] * 4001), 8, seed=7)
+used = max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+assert used == min(int(sys.argv[1]), os.cpu_count()), used
 print(hashlib.sha256(labels.tobytes()).hexdigest())
 """
 
@@ -78,7 +82,9 @@ def test_any_number_of_threads_gives_the_same_clusters() -> None:
     found = set()
     for threads in ("1", "2", "4"):
         env = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-        done = subprocess.run([sys.executable, "-c", _THREADS], env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _THREADS, threads], env=env, capture_output=True, text=True, check=True
+        )
         found.add(done.stdout)
     assert len(found) == 1
 
@@ -116,6 +122,7 @@ def test_cohesion_worked_out_by_hand() -> None:
 
 def test_cells_smaller_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What 10 million vectors go through, at a size that can be tested."""
+    monkeypatch.setattr(balanced, "WHOLE", 1024)
     monkeypatch.setattr(balanced, "PEEL_CELL", 512)
     monkeypatch.setattr(balanced, "PASS_CELL", 256)
     vectors, belongs = _vectors(4003, 64, spread=0.2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,23 @@ def cfg(tmp_path: Path) -> QnaConfig:
     return QnaConfig(
         questions=str(folder / "*"), catalog=tmp_path / "catalog.parquet", output=tmp_path / "qna.json", num_frames=4
     )
+
+
+def test_rows_that_name_shards(cfg: QnaConfig, tmp_path: Path) -> None:
+    cfg.frames = tmp_path / "s"
+    cfg.frames.mkdir()
+    for number, names in enumerate((("v0", "v1"), ("v3", "v2"))):
+        with tarfile.open(cfg.frames / f"{number:06d}.tar", "w") as tar:
+            for name in names:
+                member = tarfile.TarInfo(f"{name}.0000.png")
+                tar.addfile(member, io.BytesIO())
+    qna(cfg)
+    where = {"v0": 0, "v1": 0, "v2": 1, "v3": 1}
+    for row in _read(cfg):
+        assert row["videos"] == [f"{where[row['id']]:06d}.tar#{row['id']}"] and row["num_frames_per_video"] == 4
+    (cfg.frames / "000001.tar").unlink()
+    with pytest.raises(ValueError, match=r"no shard holds v[23]; `webvid.py extract` makes them"):
+        qna(cfg)
 
 
 def _read(cfg: QnaConfig) -> list[dict[str, Any]]:

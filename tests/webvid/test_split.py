@@ -29,7 +29,7 @@ def _embeddings(root: Path, matrix: np.ndarray) -> Path:
 
 
 def _sides(output: Path) -> tuple[list[str], list[str]]:
-    return read_catalog(output / "train.parquet").ids, read_catalog(output / "val.parquet").ids
+    return list(read_catalog(output / "train.parquet").ids), list(read_catalog(output / "val.parquet").ids)
 
 
 def test_by_id(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _register() -> None:
     AttentionInterface.register(OURS["sdpa"], _by_segment)
     AttentionInterface.register(OURS["varlen"], _by_varlen)
     for name in OURS.values():
-        AttentionMaskInterface.register(name, _mask)
+        AttentionMaskInterface.register(name, mask_of_borders)
 
 
 def _missing(kind: str, device: torch.device, half: bool) -> str | None:
@@ -143,7 +143,7 @@ def _varlen() -> Any:
     return varlen_attn
 
 
-def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def mask_of_borders(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """What stands in the place of a mask: the borders of packed examples, else Transformers' mask for SDPA."""
     from transformers.masking_utils import sdpa_mask
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from prismatic.models.llm.context import ContextShards
+
 
 SEPARATES_BY_POSITION = frozenset(
     "cohere ernie4_5 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gptj granite llama mistral mixtral olmo2 "
@@ -42,7 +44,8 @@ class HFCausalLM(KeepsFrequencies):
 
     llm: the Transformers model (state-dict prefix `llm.`). tokenizer: pads on the right with a token of its own.
     template_id: prompt template of its row; None for the tokenizer's own chat template. adapter: settings of the LoRA
-    adapters inside `llm`, None without (lora.py).
+    adapters inside `llm`, None without (lora.py). context: where the processes share sequences, this one's part of
+    them (context.py).
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class HFCausalLM(KeepsFrequencies):
         self.tokenizer = tokenizer
         self.template_id = template_id
         self.adapter: LoraConfig | None = None
+        self.context: ContextShards | None = None
         self.embed_dim = int(llm.get_input_embeddings().weight.shape[1])
         self._layers_name = _find_layers(llm)
 
@@ -76,6 +80,14 @@ class HFCausalLM(KeepsFrequencies):
         """Whether attention stops where position ids restart."""
         return self.llm.config.get_text_config().model_type in SEPARATES_BY_POSITION
 
+    @property
+    def packs(self) -> bool:
+        """Whether examples may share one row: attention stops between them, and makes no mask of the whole row.
+
+        Such a mask would grow with the square of the row, above what the examples take one by one.
+        """
+        return self.separates and (self._one_row or self.llm.config._attn_implementation == "flex_attention")
+
     def used_parameters(self) -> Iterable[nn.Parameter]:
         """What a stage that trains the LLM trains: all of it, or its adapters alone where it has some."""
         return self.parameters() if self.adapter is None else adapter_parameters(self)
@@ -94,7 +106,9 @@ class HFCausalLM(KeepsFrequencies):
         predict targets [L]. The head is applied at these places only, to HEAD_ROWS at a time.
         """
         borders = None
-        if position_ids is not None:
+        if self.context is not None:
+            embeds, position_ids, places, targets, borders = self.context.take(embeds, position_ids, places, targets)
+        elif position_ids is not None:
             borders = self._borders(position_ids)
             embeds, position_ids, places = self._separate(embeds, position_ids, places)
         whole = len(places) <= HEAD_ROWS

@@ -1,0 +1,184 @@
+"""Training with cached features: CPU-seconds an example beside the plain reference path (benchmark 2).
+
+Four ways to take the same optimizer steps over the same clips (PNG frames of 596x336): the reference path; ours without
+a cache; ours while it fills one; ours with all features in it. Configurations A, B, C are those of workload.py. Nothing
+is reported before cached features are bit for bit those computed now, and the losses agree with the reference's.
+
+    python benchmarks/bench_features.py                         # all three, about two minutes on an idle core
+    python benchmarks/bench_features.py --config A --repeats 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.common import Cost, best_of, report  # noqa: I001  before torch: it says how idle threads wait
+
+import torch
+from torch import nn
+
+from benchmarks import workload
+from benchmarks.reference import Reference, read_batch
+from prismatic.data.feature_cache import FeatureCache
+from prismatic.data.feature_cache_reader import CachedReader
+from prismatic.data.feature_cache_writer import FeatureWriter
+from prismatic.train.features import recipe
+
+TARGETS = {"A": 14.0, "B": 2.2, "C": 6.0}  # reference over ours with cached features, in CPU-seconds
+BREAK_EVEN = 1.2  # epochs
+LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 1e-4, 0.1, 1.0  # of both
+LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3, "float16": 2e-3}  # relative
+
+
+class Ours:
+    """Our steps over one dataset, in the order of its file. cache: a folder for features; None: none are kept."""
+
+    def __init__(self, load: workload.Workload, annotations: Path, cache: Path | None, dtype: str) -> None:
+        self.vlm = workload.build_model(load)
+        self.vlm.train()
+        dataset = workload.build_dataset(self.vlm, annotations)
+        if cache is not None:
+            tower, found = self.vlm.vision_backbone, FeatureCache(cache, dtype)
+            found.bind(recipe(tower, load.vision, tower.image_spec, dataset.read.resize_strategy))
+            self.vlm.feature_keeper = FeatureWriter(found)
+            dataset = replace(dataset, features=CachedReader(dataset.read, found))
+        self.cache = cache
+        self.loader = workload.build_loader(dataset, load.batch)
+        self.trained = [p for p in self.vlm.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+
+    def epoch(self) -> list[float]:
+        """The losses of its steps."""
+        losses = []
+        for batches in self.loader.iterate(0):
+            tokens = sum(batch.num_label_tokens for batch in batches)
+            loss = 0.0
+            for batch in batches:
+                part = self.vlm(batch).loss_sum / tokens
+                part.backward()
+                loss += float(part.detach())
+            nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss)
+        keeper = self.vlm.feature_keeper
+        if isinstance(keeper, FeatureWriter):
+            keeper.flush()
+        return losses
+
+    def filling_epoch(self) -> list[float]:
+        """The same with nothing in the cache yet."""
+        assert self.cache is not None
+        for folder in ("entries", "notes"):
+            shutil.rmtree(self.cache / folder)
+        return self.epoch()
+
+
+class Plain:
+    """The reference path over the same rows."""
+
+    def __init__(self, load: workload.Workload, annotations: Path) -> None:
+        self.reference = Reference(
+            workload.build_model(load),
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_NORM,
+        )
+        self.dataset = workload.build_dataset(self.reference.vlm, annotations)
+        self.records, self.batch = workload.records_of(self.dataset), load.batch
+
+    def epoch(self) -> list[float]:
+        """The losses of its steps."""
+        starts = range(0, len(self.records), self.batch)
+        rows = [self.records[start : start + self.batch] for start in starts]
+        return [self.reference.step(read_batch(self.dataset, some)) for some in rows]
+
+
+def check(live: Ours, cached: Ours, plain: Plain, dtype: str) -> None:
+    """The gate: takes an epoch of each, the cached one twice. Raises SystemExit when they do not agree."""
+    theirs = [plain.epoch(), plain.epoch()]
+    ours = [live.epoch(), live.epoch()]
+    kept = [cached.filling_epoch(), cached.epoch()]
+    with torch.no_grad():
+        for batches in zip(live.loader.iterate(0), cached.loader.iterate(0), strict=True):
+            for fresh, known in zip(*batches, strict=True):
+                features = live.vlm.vision_backbone(fresh.frames).to(known.cache.features.dtype)
+                if not torch.equal(features, known.cache.features):
+                    raise SystemExit("the gate is shut: cached features are not those computed now, bit for bit")
+    if dtype == "float32" and kept != ours:
+        raise SystemExit(f"the gate is shut: losses {kept} with a cache, {ours} without")
+    for name, losses in (("live", ours), ("cached", kept)):
+        got, expected = torch.tensor(losses).flatten(), torch.tensor(theirs).flatten()
+        worst = float(((got - expected) / expected).abs().max())
+        if worst > LOSS_TOLERANCE[dtype]:
+            raise SystemExit(f"the gate is shut: {name} losses are {worst:.1e} from the reference's")
+
+
+def run(config: str, examples: int, repeats: int, dtype: str, folder: Path) -> bool:
+    """Measure and report one configuration. Returns whether it reached its target."""
+    load = workload.WORKLOADS[config]
+    steps = max(1, examples // load.batch)
+    annotations = workload.write_clips(folder / "clips", [load.num_frames] * (steps * load.batch))
+    live, plain = Ours(load, annotations, None, dtype), Plain(load, annotations)
+    cached = Ours(load, annotations, folder / "cache", dtype)
+    filling = Ours(load, annotations, folder / "filling", dtype)
+    check(live, cached, plain, dtype)
+    results = best_of(repeats, plain.epoch, live.epoch, filling.filling_epoch, cached.epoch)
+    costs: list[Cost] = [cost for _, cost in results]
+    theirs, ours, fill, known = (cost.cpu / (steps * load.batch) for cost in costs)
+    break_even = 1 + max(0.0, fill - ours) / max(1e-9, ours - known)
+    size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.feat")) / (steps * load.batch)
+    target = TARGETS.get(config)
+    reached = target is None or (theirs / known >= target and break_even <= BREAK_EVEN)
+    report(
+        "features",
+        f"{config}: reference {theirs:.3f}, live {ours:.3f} ({theirs / ours:.2f}x), cached {known:.3f} CPU-s an "
+        f"example = {theirs / known:.1f}x (target {target or '-'}x); filling {fill:.3f} = break-even after "
+        f"{break_even:.2f} epochs (target {BREAK_EVEN}); {size / 1e6:.2f} MB a clip ({dtype}); "
+        f"cores busy {costs[3].busy:.0%}",
+        config=config,
+        dtype=dtype,
+        examples=steps * load.batch,
+        reference_cpu_s=theirs,
+        live_cpu_s=ours,
+        fill_cpu_s=fill,
+        cached_cpu_s=known,
+        ratio_live=theirs / ours,
+        ratio=theirs / known,
+        ratio_wall=costs[0].wall / costs[3].wall,
+        target=target,
+        break_even=break_even,
+        bytes_per_clip=size,
+        busy=costs[3].busy,
+        reached=reached,
+    )
+    return reached
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="A,B,C", help=f"of {', '.join(workload.WORKLOADS)}")
+    parser.add_argument("--examples", type=int, default=4, help="examples of an epoch")
+    parser.add_argument("--repeats", type=int, default=2, help="turns of each path; the cheapest counts")
+    parser.add_argument("--dtype", default="float32", choices=LOSS_TOLERANCE, help="precision of the cache")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for config in args.config.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            run(config, args.examples, args.repeats, args.dtype, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Media on their way to a batch, from PNG and JPEG folders, MP4, tar shards and cached features: ours beside others.
+
+    python benchmarks/bench_loader.py --src png jpeg mp4 shard feat --workers 2
+
+Clips of drifting noise are made on the spot and turned into each source. Every side runs in a DataLoader with the same
+number of workers; CPU-seconds are of this process and its workers. The plain side does as the older code did: a PNG or
+JPEG of each frame (also where ours reads the video), Pillow, letterbox, scaling, fp32 and normalising on the CPU.
+webdataset reads the same shards. The gate: a side's pixels before fp32 are ours to 1/255 of the range, those of another
+video decoder to a mean difference of 1.5 levels, the rounding of the colour conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_decode import Decode, decord, make_clip, plain_pyav, torchcodec
+from common import report
+from PIL import Image
+from prismatic.data.feature_cache import FeatureCache
+from prismatic.data.feature_cache_reader import CachedReader
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from prismatic.data.annotations import load_records
+from prismatic.data.dataset import ClipDataset
+from prismatic.data.loader import StepLoader
+from prismatic.data.media import MediaReader
+from prismatic.data.pack import collate
+from prismatic.models.llm.tokenizer import train_tokenizer
+from prismatic.prompting import TEMPLATES
+from prismatic.types import ImageSpec, Medium
+
+SPEC = ImageSpec(resolution=224)
+FEATURES = (196, 384)  # patches and width of a ViT-S/16
+Pass = Callable[[], list[torch.Tensor]]
+"""One pass over all clips; gives frames or features of each, in order."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """root: with a folder or file of each source. clips, frames: how many. workers: reading processes."""
+
+    root: Path
+    clips: int
+    frames: int
+    workers: int
+
+
+def write_material(root: Path, clips: int, frames: int) -> None:
+    """mp4/0.mp4, png/0/0000.png, jpeg/0/0000.jpg, shard/000000.tar (JPEG, shorter side 224)."""
+    for name in ("mp4", "shard"):
+        (root / name).mkdir(parents=True)
+    with tarfile.open(root / "shard/000000.tar", "w") as tar:
+        for number in range(clips):
+            make_clip(root / f"mp4/{number}.mp4", 60, number)
+            indices = np.linspace(0, 299, frames).astype(int).tolist()
+            for at, pixels in enumerate(plain_pyav(1)(root / f"mp4/{number}.mp4", indices)):
+                image = Image.fromarray(pixels)
+                for kind, end in (("png", "png"), ("jpeg", "jpg")):
+                    path = root / kind / str(number) / f"{at:04d}.{end}"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    image.save(path, **({"quality": 95} if kind == "jpeg" else {}))
+                small, data = image.resize((224 * image.width // image.height, 224)), io.BytesIO()
+                small.save(data, "JPEG", quality=95)
+                info = tarfile.TarInfo(f"{number:04d}.{at:04d}.jpg")
+                info.size = data.tell()
+                data.seek(0)
+                tar.addfile(info, data)
+
+
+def ours(material: Material, source: str) -> Pass:
+    """The whole way of training: rows, media, tokens, batches."""
+    media: dict[str, Callable[[int], dict[str, Any]]] = {
+        "mp4": lambda n: {"video": f"mp4/{n}.mp4"},
+        "png": lambda n: {"frames": [f"png/{n}/{i:04d}.png" for i in range(material.frames)]},
+        "jpeg": lambda n: {"frames": [f"jpeg/{n}/{i:04d}.jpg" for i in range(material.frames)]},
+        "shard": lambda n: {"video": f"shard/000000.tar#{n:04d}"},
+    }
+    said = [{"from": "human", "value": "<video>\nWhat happens?"}, {"from": "gpt", "value": "Noise drifts."}]
+    rows = [{"id": str(n), **media[source](n), "conversations": said} for n in range(material.clips)]
+    (material.root / f"{source}.json").write_text(json.dumps(rows))
+    dataset = ClipDataset(
+        [load_records(material.root / f"{source}.json", material.root)],
+        read=MediaReader(num_frames=material.frames, image_spec=SPEC),
+        template=TEMPLATES.get("pure"),
+        tokenizer=train_tokenizer(["What happens? Noise drifts."] * 9, 300),
+        layout="after-bos",
+        max_length=128,
+        tokens_per_clip=lambda frames: frames,
+    )
+    dataset.check()
+
+    def run() -> list[torch.Tensor]:
+        loader = StepLoader(
+            *(dataset, partial(collate, pad_token_id=0, packing=True), dataset.num_examples, 4, 2),
+            num_workers=material.workers,
+            shuffle=False,
+            packing=True,
+        )
+        found = {}
+        for step in loader.iterate(0):
+            for batch in step:
+                counts = list(batch.frames_per_medium)
+                found.update(zip(filter(None, batch.ids), batch.frames.split(counts), strict=True))
+        loader.close()
+        return [found[str(n)] for n in range(material.clips)]
+
+    return run
+
+
+class Clips(Dataset[torch.Tensor]):
+    """One clip an item, by `read`."""
+
+    def __init__(self, count: int, read: Callable[[int], torch.Tensor]) -> None:
+        self.count, self.read = count, read
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return self.read(number)
+
+
+def loaded(material: Material, read: Callable[[int], torch.Tensor]) -> Pass:
+    """A plain DataLoader of whole clips."""
+    return lambda: list(
+        DataLoader(
+            Clips(material.clips, read),
+            batch_size=None,
+            num_workers=material.workers,
+            multiprocessing_context="fork" if material.workers else None,
+        )
+    )
+
+
+def letterboxed(image: Image.Image) -> Image.Image:
+    """As the older code prepares a frame, but for fp32."""
+    from torchvision.transforms import functional as F
+
+    image = image.convert("RGB")
+    side = max(image.size)
+    across, down = (side - image.width) // 2, (side - image.height) // 2
+    image = F.pad(image, [across, down, across, down], fill=127)
+    return F.center_crop(F.resize(image, 224, InterpolationMode.BICUBIC), [224, 224])
+
+
+def floated(images: list[Image.Image]) -> torch.Tensor:
+    """fp32 [T, 3, R, R], normalised."""
+    return torch.stack([F.normalize(F.to_tensor(letterboxed(i)), [0.5] * 3, [0.5] * 3) for i in images])
+
+
+def plain(material: Material, source: str) -> Pass:
+    """The older code's dataset; of a video it reads the frames that were extracted before, as PNG."""
+    kind, end = ("jpeg", "jpg") if source in ("jpeg", "shard") else ("png", "png")
+
+    def read(number: int) -> torch.Tensor:
+        folder = material.root / kind / str(number)
+        return floated([Image.open(folder / f"{i:04d}.{end}") for i in range(material.frames)])
+
+    return loaded(material, read)
+
+
+def decoder(material: Material, decode: Decode) -> Pass:
+    """A video library, then what the older code does to frames."""
+    indices = np.linspace(0, 299, material.frames).astype(int).tolist()
+
+    def read(number: int) -> torch.Tensor:
+        return floated([Image.fromarray(f) for f in decode(material.root / f"mp4/{number}.mp4", indices)])
+
+    return loaded(material, read)
+
+
+def webdataset(material: Material) -> Pass:
+    """webdataset over the same shards, one after another (there is one: one worker reads it)."""
+
+    def run() -> list[torch.Tensor]:
+        import webdataset as wds
+
+        names = [f"{i:04d}.jpg" for i in range(material.frames)]
+        data = wds.WebDataset(str(material.root / "shard/000000.tar"), shardshuffle=False, empty_check=False)
+        data = data.decode("pil").map(lambda sample: floated([sample[name] for name in names]))
+        return list(DataLoader(data, batch_size=None, num_workers=min(1, material.workers)))
+
+    return run
+
+
+def features(material: Material) -> dict[str, Pass]:
+    """Cached features of the videos, and the same saved by torch.save, one file a clip."""
+    cache = FeatureCache(material.root / "cache")
+    cache.bind({"encoder": "random numbers"})
+    read = CachedReader(MediaReader(num_frames=material.frames, image_spec=SPEC), cache)
+    media = [Medium("video", (str(material.root / f"mp4/{n}.mp4"),)) for n in range(material.clips)]
+    for number, medium in enumerate(media):
+        made = torch.randn(material.frames, *FEATURES).to(cache.torch_dtype)
+        cache.put(read.clip(medium).key, made)
+        torch.save(made, material.root / f"{number}.pt")
+
+    def cached(number: int) -> torch.Tensor:
+        found = read.clip(media[number]).features
+        assert found is not None
+        return found
+
+    return {
+        "ours": loaded(material, cached),
+        "torch.load": loaded(material, lambda n: torch.load(material.root / f"{n}.pt", weights_only=True)),
+    }
+
+
+def sides(material: Material, source: str) -> Iterator[tuple[str, Pass]]:
+    """Ours first, then every other side that works here."""
+    if source == "feat":
+        yield from features(material).items()
+        return
+    yield "ours", ours(material, source)
+    yield "plain", plain(material, source)
+    if source == "mp4":
+        yield "pyav", decoder(material, plain_pyav(1))
+        for name, make in (("decord", decord), ("torchcodec", torchcodec)):
+            try:
+                make(1)(material.root / "mp4/0.mp4", [0])
+            except (ImportError, RuntimeError, OSError) as error:
+                print(f"{name} cannot be used here: {str(error).strip().splitlines()[0]}")
+            else:
+                yield name, decoder(material, make(1))
+    if source == "shard" and importlib.util.find_spec("webdataset"):
+        yield "webdataset", webdataset(material)
+
+
+def cpu_seconds() -> float:
+    """Of this process, and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> tuple[float, float]:
+    """(largest, mean) difference in levels of 255; of features, exact or infinite."""
+    if a[0].dtype == b[0].dtype != torch.uint8:
+        same = all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        return (0.0, 0.0) if same else (float("inf"), float("inf"))
+    found = [
+        (x.float() - (y * 0.5 + 0.5) * 255 if y.is_floating_point() else x.float() - y.float()).abs()
+        for x, y in zip(a, b, strict=True)
+    ]
+    return max(float(f.max()) for f in found), float(np.mean([float(f.mean()) for f in found]))
+
+
+def measure(material: Material, source: str, repeats: int) -> None:
+    """Gate, then every side in turn; its two lines."""
+    found = dict(sides(material, source))
+    truth = found["ours"]()
+    apart = {name: difference(truth, run()) for name, run in found.items() if name != "ours"}
+    best: dict[str, tuple[float, float]] = {}
+    for _ in range(repeats):
+        for name, run in found.items():
+            began, wall = cpu_seconds(), time.perf_counter()
+            run()
+            cost = cpu_seconds() - began, time.perf_counter() - wall
+            best[name] = min(best.get(name, cost), cost)
+    count = material.clips * material.frames
+    told = [f"ours {count / best['ours'][0]:,.0f}"]
+    values: dict[str, Any] = {"ours_frames_per_cpu_s": count / best["ours"][0], "ours_wall_s": best["ours"][1]}
+    for name, (largest, mean) in apart.items():
+        # Other pictures than ours reads (plain, of a video or a shard) are no gate, but the same clip.
+        same = largest <= 1.01 or (source in ("mp4", "shard") and mean <= 1.5) or (source, name) == ("shard", "plain")
+        ratio = best[name][0] / best["ours"][0]
+        told.append(
+            f"{name} {count / best[name][0]:,.0f} " + (f"({ratio:.1f}x)" if same else "(other pixels: no ratio)")
+        )
+        values |= {f"{name}_frames_per_cpu_s": count / best[name][0], f"{name}_wall_s": best[name][1]}
+        values |= {f"{name}_largest_difference": largest, f"{name}_mean_difference": mean}
+        values |= {f"{name}_ratio": ratio} if same else {}
+    line = f"{source}, {material.frames} frames a clip, {material.workers} workers, frames a CPU-s: {'; '.join(told)}"
+    report("loader", line, source=source, clips=material.clips, frames=material.frames, **values)
+
+
+def main() -> None:
+    """Parse flags, make the material, measure each source."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ["png", "jpeg", "mp4", "shard", "feat"]
+    parser.add_argument("--src", nargs="+", choices=known, default=known)
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--frames", type=int, default=16, help="of each clip, T")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        write_material(Path(folder), args.clips, args.frames)
+        for source in args.src:
+            measure(Material(Path(folder), args.clips, args.frames, args.workers), source, args.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pages that open offline: their look, their drawings and pictures, and the page of a training run."""

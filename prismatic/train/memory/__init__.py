@@ -1,0 +1,1 @@
+"""How much memory a run will take, and what to change when that is too much."""
