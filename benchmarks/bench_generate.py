@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from common import Cost, best_of, report
 from reference import read_pixels
+from torch import nn
 from transformers.utils import logging
 from workload import WORKLOADS, build_model, write_clips
 
-from prismatic.models.linear import use_onednn
+from prismatic.models.linear import OneDNNLinear
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.prompting import tokenize_prompt
 
@@ -123,11 +124,18 @@ def decoding(vlm: PrismaticVLM, peer: PrismaticVLM, clip: Path, batch: int, new:
     return [rates[0], rates[1] * batch, rates[2]]
 
 
+def use_torch_linear(model: nn.Module) -> None:
+    """Undo what PrismaticVLM does for itself: the plain way has PyTorch's own linear layers."""
+    for module in model.modules():
+        if type(module) is OneDNNLinear:
+            module.__class__ = nn.Linear
+
+
 def measure(name: str, aggregator: str, batch: int, new: int, repeats: int) -> None:
     """One configuration: the gate, the costs, two lines."""
     workload = WORKLOADS[name]
     vlm, peer = (build_model(workload, aggregator).eval() for _ in range(2))
-    use_onednn(vlm)
+    use_torch_linear(peer)
     with tempfile.TemporaryDirectory() as folder:
         write_clips(Path(folder) / "clips", [workload.num_frames] * batch)
         clips = sorted(path for path in (Path(folder) / "clips").iterdir() if path.is_dir())
