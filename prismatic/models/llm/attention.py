@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prismatic.models.llm.last_layer import shorten_last_layer
+
 if TYPE_CHECKING:
     from prismatic.models.llm.hf_causal import HFCausalLM
 
@@ -79,6 +81,8 @@ def use_attention(backbone: HFCausalLM, kind: str, device: torch.device, half: b
     _register()
     name = OURS.get(chosen) or _THEIRS[chosen]
     llm.set_attn_implementation(name)
+    # It is told the borders of packed examples as attention is, so it goes with our own kinds.
+    backbone.shortened = chosen in OURS and shorten_last_layer(backbone)
     return name
 
 

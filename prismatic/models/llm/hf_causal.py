@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from prismatic.models.llm.attention import OURS, borders_of, packed
+from prismatic.models.llm.last_layer import ROWS
 from prismatic.models.llm.lora import adapter_parameters
 from prismatic.models.llm.rope import context_length, rope_factor
 from prismatic.models.rotary import KeepsFrequencies
@@ -59,6 +60,7 @@ class HFCausalLM(KeepsFrequencies):
         self.context: ContextShards | None = None
         self.embed_dim = int(llm.get_input_embeddings().weight.shape[1])
         self._layers_name = _find_layers(llm)
+        self.shortened = False  # whether the last layer works at label positions alone (last_layer.py)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -112,21 +114,26 @@ class HFCausalLM(KeepsFrequencies):
             borders = self._borders(position_ids)
             embeds, position_ids, places = self._separate(embeds, position_ids, places)
         whole = len(places) <= HEAD_ROWS
+        few = self.shortened and 0 < 2 * len(places) <= embeds.shape[:2].numel()
         body: Any = None
         hidden = embeds
 
         def gather(module: nn.Module, inputs: Any, output: Any) -> Any:
             nonlocal body, hidden
-            body, hidden = output, output.last_hidden_state.flatten(0, 1)[places]  # [L, D]
+            hidden = output.last_hidden_state.flatten(0, 1)
+            body, hidden = output, hidden if few else hidden[places]  # [L, D]
+            assert len(hidden) == len(places)
             return _with_hidden(output, hidden if whole else hidden[:0])
 
         # Gathered between the body and the head, so that the family's own head code (soft-capping, logit scales) sees
         # just L positions. No 2-D mask: with one, Transformers stops separating packed examples by their positions.
         hook = self.llm.base_model.register_forward_hook(gather)
         try:
-            positions = {} if position_ids is None else {"position_ids": position_ids}
+            more = {} if position_ids is None else {"position_ids": position_ids}
+            if few:
+                more[ROWS] = places
             with packed(borders):
-                output = self.llm(inputs_embeds=embeds, use_cache=False, return_dict=True, **positions)
+                output = self.llm(inputs_embeds=embeds, use_cache=False, return_dict=True, **more)
         finally:
             hook.remove()
         if body is not None and not whole:
