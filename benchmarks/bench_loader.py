@@ -30,14 +30,14 @@ import torch
 from bench_decode import Decode, decord, make_clip, plain_pyav, torchcodec
 from common import report
 from PIL import Image
-from prismatic.data.feature_cache import FeatureCache
-from prismatic.data.feature_cache_reader import CachedReader
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset
+from prismatic.data.feature_cache import FeatureCache
+from prismatic.data.feature_cache_reader import CachedReader
 from prismatic.data.loader import StepLoader
 from prismatic.data.media import MediaReader
 from prismatic.data.pack import collate
