@@ -60,6 +60,7 @@ class FakeVLM(nn.Module):
         self.projector = nn.Linear(WIDTH, WIDTH)
         self.llm_backbone = FakeLLM(dropout)
         self.poison: str | None = None
+        self.whole_vision = False
 
     def freeze(self, stage: str) -> None:
         trained = {"align": ["projector"], "finetune": ["projector", "llm_backbone"]}
