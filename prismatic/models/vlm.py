@@ -7,6 +7,7 @@ is generation.py's, reading what callers hand over is media.py's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -202,7 +203,8 @@ class PrismaticVLM(nn.Module):
 
     def generate_batch(self, clips: Sequence[Any], prompts: Sequence[str], **kwargs: Any) -> list[str]:
         """The answers to several prompts, each with its own frames: the same as one by one, in one go."""
-        return generate_texts(self, clips, prompts, **kwargs)
+        with self._uncompiled():
+            return generate_texts(self, clips, prompts, **kwargs)
 
     def score_choices(self, clip: Any, prompt: str, choices: Sequence[str], per_token: bool = False) -> list[float]:
         """How likely each choice is as the answer: the likelihoods of the whole strings, made to sum to 1.
@@ -210,7 +212,14 @@ class PrismaticVLM(nn.Module):
         A longer string has more factors below 1; per_token compares the mean log-likelihood of a token instead. When
         one choice begins another, the end of the answer counts for all. Raises ValueError for no or empty choices.
         """
-        return score(self, clip, prompt, choices, per_token)
+        with self._uncompiled():
+            return score(self, clip, prompt, choices, per_token)
+
+    def _uncompiled(self) -> AbstractContextManager[None]:
+        """Inside, compiled layers run as written: a cache that grows would have them compiled over and over."""
+        if all(unit._compiled_call_impl is None for unit in self.compile_units()):
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     @torch.no_grad()
     def encode_clips(self, frames: Any) -> list[EncodedClip]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def modules(monkeypatch: pytest.MonkeyPatch):
     import workload
 
     yield workload, reference
-    for name in ("reference", "workload"):
+    for name in ("bench_train", "common", "reference", "workload"):
         sys.modules.pop(name, None)
 
 
@@ -49,3 +50,20 @@ def test_reference_learns(modules, tmp_path):
     batch = reference.read_batch(dataset, workload.records_of(dataset))
     losses = [peer.step(batch) for _ in range(4)]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_race_of_steps_is_gated_and_reported(modules, monkeypatch, capsys):
+    import bench_train
+
+    arguments = ["bench_train.py", "--config", "tiny", "--steps", "3", "--aggregator", "concat", "stpool"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    bench_train.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [row["aggregator"] for row in rows] == ["concat", "stpool"] and len(lines) == 4
+    assert all(row["ratio"] > 0 and float(row["weight_drift"]) < 1e-3 for row in rows)
+    assert "another model" in lines[2] and "another model" not in lines[0]
+    monkeypatch.setattr(bench_train, "LOSS_GATE", 0.0)
+    monkeypatch.setattr(sys, "argv", arguments[:5])
+    bench_train.main()
+    assert "NOT EQUAL" in capsys.readouterr().out

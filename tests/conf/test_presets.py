@@ -124,3 +124,28 @@ def test_flags_of_composed_and_native_models_do_not_mix(model_id: str, values: d
     cfg = ModelConfig.get_choice_class(model_id)(**values)
     with pytest.raises(ValueError, match=said):
         cfg.validate("finetune", world_size=1)
+
+
+def _model(preset: str = "one-stage+7b", **values):
+    return ModelConfig.get_choice_class(preset)(**values)
+
+
+def test_recomputing_by_the_newer_and_the_older_flag():
+    assert _model().recompute == "full" and _model("tiny-video").recompute == "none"
+    assert _model(enable_gradient_checkpointing=False).recompute == "none"
+    for how in ("none", "full", "selective"):
+        for preset in ("one-stage+7b", "tiny-video"):  # the latter says false by the older flag, and gives way
+            config = _model(preset, activation_checkpointing=how)
+            config.validate("finetune", 1)
+            assert config.recompute == how
+    assert _model("tiny-video", enable_gradient_checkpointing=True).recompute == "full"
+    for preset, older, newer in (("one-stage+7b", False, "full"), ("tiny-video", True, "none")):
+        with pytest.raises(ValueError, match=f"{newer} contradicts --model.enable_gradient_checkpointing"):
+            _model(preset, enable_gradient_checkpointing=older, activation_checkpointing=newer).validate("finetune", 1)
+    with pytest.raises(ValueError, match=r"--model.activation_checkpointing must be none, full, selective, got 'all'"):
+        _model(activation_checkpointing="all").validate("finetune", 1)
+
+
+def test_attention_by_known_names():
+    with pytest.raises(ValueError, match=r"--model.attention must be auto, sdpa, flex, flash, varlen, got 'fast'"):
+        _model(attention="fast").validate("finetune", 1)

@@ -129,6 +129,16 @@ def test_compiled_is_equal_for_every_length_without_new_graphs(vlm, how):
     assert not torch._dynamo.utils.counters["stats"].get("unique_graphs"), "a new length needed a new graph"
 
 
+def test_asking_a_compiled_model_compiles_nothing(vlm, monkeypatch):
+    frames = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    vlm.eval()
+    before = vlm.generate(frames, "What happens?", max_new_tokens=3)
+    compile_layers(vlm.compile_units())
+    torch._dynamo.utils.counters.clear()
+    assert vlm.generate(frames, "What happens?", max_new_tokens=3) == before
+    assert not torch._dynamo.utils.counters["stats"].get("unique_graphs")
+
+
 def test_tf32_says_what_it_does(caplog, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
