@@ -243,6 +243,13 @@ class EvaluateConfig:
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         self.dataset.validate()
+        if self.dataset.weave.enabled:
+            raise ValueError(
+                "--dataset.weave.videos_per_example weaves while training; rows to evaluate on are made once, with "
+                "`python scripts/webvid.py weave`"
+            )
+        if self.dataset.feature_cache is not None:
+            raise ValueError("--dataset.feature_cache serves training; evaluation encodes each clip once. Leave it out")
 
 
 @dataclass

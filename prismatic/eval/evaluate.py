@@ -33,13 +33,6 @@ def rows_to_answer(cfg: EvaluateConfig) -> list[Record]:
     a model is loaded: raises ValueError for settings, an unknown task or metric, and rows that the task cannot use.
     """
     cfg.validate()
-    if cfg.dataset.weave.enabled:
-        raise ValueError(
-            "--dataset.weave.videos_per_example weaves while training; rows to evaluate on are made once, with "
-            "`python scripts/webvid.py weave`"
-        )
-    if cfg.dataset.feature_cache is not None:
-        raise ValueError("--dataset.feature_cache serves training; evaluation encodes each clip once. Leave it out")
     task = TASKS.get(cfg.task)
     SAMPLERS.get(cfg.dataset.sampler)
     DECODERS.get(cfg.dataset.decoder)

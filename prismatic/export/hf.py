@@ -168,8 +168,9 @@ def _with_rows(matrix: torch.Tensor, rows: int, pad: int) -> torch.Tensor:
 
 def _linear_layers(projector: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     layers = list(getattr(projector, "projector", nn.Identity()).children())
-    kinds = [type(layer) for layer in layers]
-    if kinds != [nn.Linear, nn.GELU, nn.Linear] or layers[1].approximate != "none":
+    kinds = (nn.Linear, nn.GELU, nn.Linear)
+    fits = len(layers) == len(kinds) and all(isinstance(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
+    if not fits or layers[1].approximate != "none":
         raise ExportError(
             "Transformers' classes have a projector of two layers with GELU between them (--model.arch_specifier "
             "gelu-mlp); this model has another"

@@ -128,7 +128,7 @@ def test_which_side_is_the_limit_is_told_once_and_again_when_it_changes() -> Non
         if waits.is_news():
             told.append((step + 1, waits.verdict(2, 8)))
     assert [step for step, _ in told] == [20, pytest.approx(115, abs=15)]
-    assert "the limit is computing" in told[0][1] and "raise --dataset.num_workers" in told[1][1]
+    assert "computing is the limit" in told[0][1] and "raise --dataset.num_workers" in told[1][1]
     full = waits.verdict(8, 8)
     assert "on 8 cores" in full and "--dataset.feature_cache" in full
     assert "--dataset.feature_cache" not in waits.verdict(8, 8, cacheable=False)

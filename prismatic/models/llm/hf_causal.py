@@ -88,7 +88,8 @@ class HFCausalLM(KeepsFrequencies):
 
         Such a mask would grow with the square of the row, above what the examples take one by one.
         """
-        return self.separates and (self._one_row or self.llm.config._attn_implementation == "flex_attention")
+        own = self._one_row or self.context is not None
+        return self.separates and (own or self.llm.config._attn_implementation == "flex_attention")
 
     def used_parameters(self) -> Iterable[nn.Parameter]:
         """What a stage that trains the LLM trains: all of it, or its adapters alone where it has some."""
