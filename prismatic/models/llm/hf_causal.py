@@ -115,7 +115,8 @@ class HFCausalLM(KeepsFrequencies):
             borders = self._borders(position_ids)
             embeds, position_ids, places = self._separate(embeds, position_ids, places)
         whole = len(places) <= HEAD_ROWS
-        few = self.shortened and 0 < 2 * len(places) <= embeds.shape[:2].numel()
+        # With context parallelism a layer's keys and values are spread over processes, of which some have no labels.
+        few = self.shortened and self.context is None and 0 < 2 * len(places) <= embeds.shape[:2].numel()
         body: Any = None
         hidden = embeds
 
