@@ -217,7 +217,7 @@ class PrismaticVLM(nn.Module):
 
     def _uncompiled(self) -> AbstractContextManager[None]:
         """Inside, compiled layers run as written: a cache that grows would have them compiled over and over."""
-        if all(unit._compiled_call_impl is None for unit in self.compile_units()):
+        if all(module._compiled_call_impl is None for module in self.modules()):
             return nullcontext()
         return torch.compiler.set_stance("force_eager")
 
