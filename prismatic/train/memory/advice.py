@@ -132,4 +132,6 @@ def verdict(vlm: nn.Module, setup: Setup, plan: MemoryPlan, capacity: float, bat
 def gib(size: float) -> str:
     """Bytes for people, in GiB."""
     number = size / GIB
+    if 0 < number < 0.001:
+        return "< 0.001 GiB"
     return f"{number:,.0f} GiB" if number >= 100 else f"{number:.3g} GiB"
