@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from prismatic.conf.run import EvaluateConfig
 from prismatic.data.annotations import load_records
-from prismatic.data.media import MediaReader
+from prismatic.data.media import reader_of
 from prismatic.eval.metrics import METRICS
 from prismatic.eval.report import find_run_dir, write_report
 from prismatic.eval.rows import Question, Read, media_as_json, read_batches, shown_question, with_num_frames
@@ -94,15 +94,8 @@ def evaluate(cfg: EvaluateConfig, vlm: Answerer, records: Sequence[Record] | Non
 
 def _reader(cfg: EvaluateConfig, vlm: Answerer) -> Read:
     """Reads media as training did, without augmentations."""
-    return MediaReader(
-        num_frames=cfg.num_frames or vlm.num_frames,
-        sampler=cfg.dataset.sampler,
-        decoder=cfg.dataset.decoder,
-        short_clips=cfg.dataset.short_clips,
-        image_spec=vlm.vision_backbone.image_spec,
-        resize_strategy=vlm.resize_strategy,
-        augmentations=(),
-    ).read
+    num_frames = cfg.num_frames or vlm.num_frames
+    return reader_of(cfg.dataset, num_frames, vlm.vision_backbone.image_spec, vlm.resize_strategy).read
 
 
 def _answer_all(

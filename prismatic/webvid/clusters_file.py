@@ -19,14 +19,9 @@ BLOCK = 1 << 25  # bytes parsed at a time
 SCHEMA = pyarrow.schema([("video_id", pyarrow.string()), ("cluster", pyarrow.string())])
 
 
-@dataclass(frozen=True)
-class ClustersFile:
-    """names: of the clusters in the order in which the file first names them [G]. ids: of their videos, cluster after
-    cluster, each in the order of the file [n]. ends: where each cluster ends in `ids` [G].
-    """
+class Grouped:
+    """Videos that lie cluster after cluster. ends: where each cluster ends among them [G]."""
 
-    names: Texts
-    ids: Texts
     ends: Rows
 
     @property
@@ -35,8 +30,19 @@ class ClustersFile:
         return np.diff(self.ends, prepend=0)
 
     def span(self, cluster: int) -> slice:
-        """Where the videos of a cluster stand in `ids`."""
+        """Where the videos of a cluster stand."""
         return slice(int(self.ends[cluster - 1]) if cluster else 0, int(self.ends[cluster]))
+
+
+@dataclass(frozen=True)
+class ClustersFile(Grouped):
+    """names: of the clusters in the order in which the file first names them [G]. ids: of their videos, cluster after
+    cluster, each in the order of the file [n]. ends: where each cluster ends in `ids` [G].
+    """
+
+    names: Texts
+    ids: Texts
+    ends: Rows
 
 
 def read_clusters_file(path: Path, flag: str = "--clusters") -> ClustersFile:

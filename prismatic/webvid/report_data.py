@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prismatic.webvid.catalog import Catalog
 from prismatic.webvid.cluster import read_embeddings
-from prismatic.webvid.clusters_file import read_clusters_file
+from prismatic.webvid.clusters_file import Grouped, read_clusters_file
 from prismatic.webvid.files import iter_lines, write_rows
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, cohesion_bound, cohesions, quantise
 from prismatic.webvid.texts import Texts
@@ -25,21 +25,12 @@ _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S+|0x[0-9a-fA-F]+|\d+")
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Grouped):
     """names [G]. members: rows of the catalog, cluster after cluster [n]; ends: where each cluster ends in them [G]."""
 
     names: Texts
     members: Rows
     ends: Rows
-
-    @property
-    def sizes(self) -> Rows:
-        """Videos of each cluster, int64 [G]."""
-        return np.diff(self.ends, prepend=0)
-
-    def span(self, cluster: int) -> slice:
-        """Where the videos of a cluster stand in `members`."""
-        return slice(int(self.ends[cluster - 1]) if cluster else 0, int(self.ends[cluster]))
 
     def rows(self, cluster: int) -> list[int]:
         """Rows of the catalog of a cluster's videos."""

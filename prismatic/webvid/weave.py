@@ -19,7 +19,7 @@ from tqdm import tqdm
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.data.weave import Shown, split_frames
 from prismatic.webvid.catalog import Catalog, read_catalog
-from prismatic.webvid.clusters_file import read_clusters_file
+from prismatic.webvid.clusters_file import Grouped, read_clusters_file
 from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import epoch_path, read_text, write_rows
 from prismatic.webvid.forms import FORMS
@@ -83,16 +83,11 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Grouped):
     """rows: of the catalog, cluster after cluster, [n]. ends: where each cluster ends in them, [G]."""
 
     rows: Rows
     ends: Rows
-
-    @property
-    def sizes(self) -> Rows:
-        """Videos of each cluster, int64 [G]."""
-        return np.diff(self.ends, prepend=0)
 
 
 def read_clusters(path: Path, found: Catalog, catalog: Path) -> Clusters:
