@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,7 +107,7 @@ class StepLoader:
             self._schedule.positions = self.positions(epoch, done)
             step: list[Batch] = []
             try:
-                for batch in self._loader:
+                for batch in self._batches():
                     if isinstance(batch, _Failure):
                         raise SampleError(batch.text)
                     step.append(batch)
@@ -125,9 +126,7 @@ class StepLoader:
     def _restart(self, death: str, restarts: int, error: Exception) -> None:
         """New reading processes for those of which one has died, if that may help; else raises WorkerError."""
         watch: ReadingWatch | None = getattr(self.dataset, "watch", None)
-        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
-        dead = [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
-        happened = watch.look_at(dead) if watch is not None else []
+        happened = watch.look_at(self._dead()) if watch is not None else []
         if restarts > MAX_RESTARTS:
             raise WorkerError(
                 f"a process that reads data has died ({death}), and so have {MAX_RESTARTS} started in its place; it "
@@ -148,17 +147,54 @@ class StepLoader:
         rows = largest_rows(self.dataset, self.num_examples(0), batching)
         return self.collate([self.dataset[Position(0, row)] for row in rows])
 
+    def _batches(self) -> Iterator[Batch | _Failure]:
+        """What the DataLoader gives. A death of a reading process is told while it is waited for, and only then."""
+        with self._told_of_deaths():
+            batches = iter(self._loader)
+        while True:
+            with self._told_of_deaths():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    @contextmanager
+    def _told_of_deaths(self) -> Iterator[None]:
+        """Inside, a reading process that dies is a RuntimeError at once.
+
+        DataLoader's own handler of SIGCHLD raises in whatever the main thread is at: the middle of a training step.
+        """
+
+        def look(*_: object) -> None:
+            for number, code in self._dead():
+                raise RuntimeError(f"DataLoader worker {number}: exit code {code}")
+
+        if not self.num_workers or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGCHLD, look)
+        try:
+            look()
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def _dead(self) -> list[tuple[int, int]]:
+        """Number and exit code of the reading processes that have died."""
+        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+        return [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
+
     def _death(self, error: Exception) -> str | None:
-        """What DataLoader says about a worker that has died; None when `error` is about something else."""
+        """What is known of a reading process that has died; None when `error` is about something else."""
         if isinstance(error, RuntimeError):
             return str(error).splitlines()[0] if "DataLoader worker" in str(error) else None
         if not self.num_workers:
             return None
-        # The pipe broke first. The report comes from DataLoader's handler of SIGCHLD, in whatever runs at that moment.
-        try:
-            time.sleep(1.0)
-        except RuntimeError as report:
-            return str(report).splitlines()[0]
+        # The pipe broke first; the process is not reaped yet.
+        give_up = time.monotonic() + 1.0
+        while not self._dead() and time.monotonic() < give_up:
+            time.sleep(0.01)
         return f"{type(error).__name__} on its pipe"
 
     def close(self) -> None:

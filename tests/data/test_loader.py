@@ -249,6 +249,20 @@ def test_killed_worker_is_an_error_within_seconds_and_loses_nothing(seed: int) -
     _kill_a_worker_while_it_reads(seed)
 
 
+def test_a_death_while_the_step_is_computed_does_not_interrupt_it() -> None:
+    """DataLoader raises in whatever the main thread is at; half an optimizer step could not be taken back."""
+    loader, expected = _packed(num_workers=2), _ids(list(_packed().iterate(0)))
+    steps = loader.iterate(0)
+    taken = [next(steps)]
+    worker = loader._loader._iterator._workers[1]
+    os.kill(worker.pid, signal.SIGKILL)
+    computing = time.monotonic() + 0.5
+    while time.monotonic() < computing:
+        torch.ones(8) + 1
+    assert _ids(taken + list(steps)) == expected
+    loader.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 22))
 def test_killed_worker_twenty_times(seed: int) -> None:
