@@ -23,6 +23,7 @@ from torch import nn
 from prismatic.conf.hub import hub_model
 from prismatic.models.errors import first_line
 from prismatic.models.hub import explain
+from prismatic.models.pickle_scan import check_pickles
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             raise EOFError("the end of the archive is missing")
         if zipped:
             _check_archive(path)
+        check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointLoadError(

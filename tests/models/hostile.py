@@ -121,6 +121,34 @@ KINDS = [
 ]
 
 
+def _laughs(depth: int) -> bytes:
+    """A list of tuples, each of which holds the one before it twice, and the last as the key of a dict."""
+    doubled = b"".join(bytes([0x68, i, 0x68, i, 0x86, 0x71, i + 1]) for i in range(1, depth))
+    return b"\x80\x02](" + b")q\x01" + doubled + b"e}" + bytes([0x68, depth]) + b"Ns."
+
+
+# Cost hours, or the process, in a few bytes. (The tests must not read them with anything but what is tested.)
+COSTLY = {
+    "three million marks": b"\x80\x02" + b"(" * 3_000_000,
+    "three million values": b"\x80\x02" + b"N" * 3_000_000 + b".",
+    "a key that is hashed for ever": _laughs(60),
+    "a key too deep for the stack": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
+}
+
+
+def write_costly(kind: str, path: Path, zipped: bool) -> None:
+    """Write a pickle that takes far longer to read than its size says, in one of torch's two formats."""
+    if zipped:
+        _zip(path, COSTLY[kind])
+        return
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        for _ in range(3):
+            pickle.load(file)
+        head = path.read_bytes()[: file.tell()]
+    path.write_bytes(head + COSTLY[kind])
+
+
 def _safetensors(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)

@@ -38,6 +38,28 @@ def test_code_in_a_checkpoint_is_not_run(kind, tmp_path, monkeypatch):
     assert str(file) in text and "\n" not in text and "weights_only" not in text
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", hostile.COSTLY)
+def test_a_pickle_that_costs_more_than_its_size_says(kind, zipped, tmp_path, monkeypatch):
+    file = tmp_path / "latest-checkpoint.pt"
+    hostile.write_costly(kind, file, zipped)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch was asked"))
+    started = time.process_time()
+    with pytest.raises(CheckpointLoadError, match="nothing in it was run: it has "):
+        read_weights(file)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(("count", "zipped"), [(8000, True), (500, False)])
+def test_thousands_of_tensors_are_no_cost(count, zipped, tmp_path):
+    """As many as a mixture of experts has, beside the state of an optimizer, with whole numbers for keys."""
+    state = {f"llm.model.layers.{i}.mlp.up_proj.weight": torch.zeros(1) for i in range(count)}
+    moments = {"state": {i: {"step": 1, "exp_avg": torch.zeros(1)} for i in range(100)}, "betas": (0.9, 0.95)}
+    content = {"model": {"llm_backbone": state}, "optimizer": moments}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    assert len(read_weights(tmp_path / "a.pt")) == count
+
+
 @pytest.mark.parametrize("kind", hostile.SAFETENSORS)
 def test_a_header_that_lies(kind, tmp_path):
     file = tmp_path / "latest-checkpoint.safetensors"
@@ -75,6 +97,9 @@ def test_weights_of_a_backbone_are_read_with_the_same_care(tmp_path):
     with pytest.raises(ValueError):
         build_llm(str(tmp_path), pretrained=True)
     assert not marker.exists()
+    hostile.write_costly("a key that is hashed for ever", tmp_path / "pytorch_model.bin", zipped=True)
+    with pytest.raises(ValueError, match="tuples in tuples"):
+        build_llm(str(tmp_path), pretrained=True)
 
 
 def test_the_hostile_files_would_run(tmp_path):

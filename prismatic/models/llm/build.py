@@ -18,6 +18,7 @@ from prismatic.models.llm.hf_causal import HFCausalLM
 from prismatic.models.llm.rope import scale_rope
 from prismatic.models.llm.tokenizer import ensure_pad_token, has_tokenizer, load_tokenizer, train_tokenizer
 from prismatic.models.llm.zoo import FLAG, LLMSpec, llm_spec
+from prismatic.models.pickle_scan import check_pickles
 from prismatic.models.seeding import seeded
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ def _with_weights(source: _Source, config: PretrainedConfig, common: dict[str, A
 
     path = source.spec.hf_path
     try:
+        for file in source.folder.glob("*.bin") if source.folder else ():
+            check_pickles(file)
         llm, found = AutoModelForCausalLM.from_pretrained(
             path, config=config, output_loading_info=True, **common, **source.options()
         )

@@ -19,6 +19,7 @@ from torch import nn
 
 from prismatic.models.errors import first_line
 from prismatic.models.hub import cache_dir, explain
+from prismatic.models.pickle_scan import check_pickles
 from prismatic.models.seeding import seeded
 from prismatic.models.vision.base import normalise
 from prismatic.types import ImageSpec
@@ -111,6 +112,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
                 for name in tensors.keys():
                     yield name, partial(tensors.get_tensor, name)
             return
+        check_pickles(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"the weights in {file} cannot be read (truncated?): {first_line(error)}") from error
