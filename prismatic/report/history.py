@@ -5,30 +5,48 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CAPACITY = 500  # points of a curve: what a drawing as wide as a page can show
+CAPACITY = 500  # points of a curve, at the least, once there were so many: what a drawing as wide as a page can show
 
 
 @dataclass
 class Curve:
-    """A value by step. Points stand for 1, 2, 4, ... values each, so that there are never twice CAPACITY of them.
+    """A value by step. Points stand for 1, 2, 4, ... values each, so that there are never more than 2 CAPACITY of them.
 
     steps: the last step of each point. means, lows, highs: of its values. last: the newest value. best: the lowest.
     """
 
-    # Arrays: a list of floats takes four times as much, and a run has twenty curves.
-    steps: MutableSequence[int] = field(default_factory=lambda: array("q"))
-    means: MutableSequence[float] = field(default_factory=lambda: array("d"))
-    lows: MutableSequence[float] = field(default_factory=lambda: array("d"))
-    highs: MutableSequence[float] = field(default_factory=lambda: array("d"))
     last: float | None = None
     best: float | None = None
     stride: int = 1
+    # Arrays: a list of floats takes four times as much, and a run has twenty curves. As large from the first point on
+    # as they ever are: what grows and shrinks with the steps would look like a leak, and hide one.
+    _steps: array[int] = field(default_factory=lambda: array("q", bytes(8 * 2 * CAPACITY)), repr=False)
+    _values: tuple[array[float], ...] = field(
+        default_factory=lambda: tuple(array("d", bytes(8 * 2 * CAPACITY)) for _ in range(3)), repr=False
+    )
+    _count: int = 0
     _open: int = 0  # values in the last point, fewer than `stride` while it fills
+
+    @property
+    def steps(self) -> array[int]:
+        return self._steps[: self._count]
+
+    @property
+    def means(self) -> array[float]:
+        return self._values[0][: self._count]
+
+    @property
+    def lows(self) -> array[float]:
+        return self._values[1][: self._count]
+
+    @property
+    def highs(self) -> array[float]:
+        return self._values[2][: self._count]
 
     def add(self, step: int, value: float) -> None:
         """Add the value of a step that comes after all before it; what is not finite leaves no point."""
@@ -36,39 +54,43 @@ class Curve:
             return
         self.last = value
         self.best = value if self.best is None else min(self.best, value)
+        means, lows, highs = self._values
         if 0 < self._open < self.stride:
-            count = self._open
-            self.means[-1] = (self.means[-1] * count + value) / (count + 1)
-            self.lows[-1], self.highs[-1] = min(self.lows[-1], value), max(self.highs[-1], value)
-            self.steps[-1] = step
+            at, count = self._count - 1, self._open
+            means[at] = (means[at] * count + value) / (count + 1)
+            lows[at], highs[at] = min(lows[at], value), max(highs[at], value)
             self._open += 1
-            return
-        if len(self.steps) >= 2 * CAPACITY:
-            self._halve()
-        for points, new in ((self.means, value), (self.lows, value), (self.highs, value)):
-            points.append(new)
-        self.steps.append(step)
-        self._open = 1
+        else:
+            if self._count == 2 * CAPACITY:
+                self._halve()
+            at = self._count
+            means[at] = lows[at] = highs[at] = value
+            self._count, self._open = at + 1, 1
+        self._steps[at] = step
 
     def _halve(self) -> None:
         # Whole points only stand here: 2 CAPACITY of them is even.
-        self.steps = self.steps[1::2]
-        self.means = array("d", ((a + b) / 2 for a, b in zip(self.means[::2], self.means[1::2], strict=True)))
-        self.lows = array("d", map(min, self.lows[::2], self.lows[1::2]))
-        self.highs = array("d", map(max, self.highs[::2], self.highs[1::2]))
+        means, lows, highs = self._values
+        for at in range(CAPACITY):
+            left, right = 2 * at, 2 * at + 1
+            self._steps[at] = self._steps[right]
+            means[at] = (means[left] + means[right]) / 2
+            lows[at], highs[at] = min(lows[left], lows[right]), max(highs[left], highs[right])
+        self._count = CAPACITY
         self.stride *= 2
 
 
 def smoothed(curve: Curve, share: float) -> Curve:
     """The moving mean of a curve over the last `share` of its points (of all so far at the start), a few at least."""
-    count = len(curve.means)
-    window = max(1, int(count * share), min(8, count // 8))
-    total, sums = 0.0, [0.0]
-    for value in curve.means:
+    points = curve.means
+    window = max(1, int(len(points) * share), min(8, len(points) // 8))
+    total, sums, smooth = 0.0, [0.0], Curve()
+    for end, (step, value) in enumerate(zip(curve.steps, points, strict=True), start=1):
         total += value
         sums.append(total)
-    means = [(sums[end] - sums[max(0, end - window)]) / min(end, window) for end in range(1, len(sums))]
-    return Curve(curve.steps, means, means, means, curve.last, curve.best)
+        smooth.add(step, (total - sums[max(0, end - window)]) / min(end, window))
+    smooth.last, smooth.best = curve.last, curve.best
+    return smooth
 
 
 class History:

@@ -39,8 +39,8 @@ def test_what_is_no_number_leaves_no_point() -> None:
 
 
 def test_smoothing_is_a_mean_of_the_last_points() -> None:
-    curve = Curve([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0])
-    assert smoothed(curve, 0.5).means == [1.0, 2.0, 4.0, 6.0] and smoothed(curve, 0.0).means == curve.means
+    curve = _curve(1.0, 3.0, 5.0, 7.0)
+    assert list(smoothed(curve, 0.5).means) == [1.0, 2.0, 4.0, 6.0] and smoothed(curve, 0.0).means == curve.means
 
 
 def _curve(*values: float) -> Curve:
