@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import queue
-import socket
 import threading
-import urllib.parse
+import time
+import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 10.0  # How long the end of a run waits for the upload
-UNREACHABLE_SECONDS = 0.5  # The same when the service cannot be reached, and how long that may take to find out
+UNREACHABLE_SECONDS = 0.8  # The same when the service does not answer, and how long that may take to find out
 INIT_SECONDS = 15.0  # How long the service may take to answer before the run is recorded offline
 ID_FILE = "wandb-id.txt"  # In the run folder: a run that goes on is the same run there
 QUEUE_ROWS = 10_000
@@ -51,10 +52,12 @@ class WandbTracker:
             self._rows.put_nowait(None)
         except queue.Full:
             self._dropped += 1
-        down = self._online and not _reachable(UNREACHABLE_SECONDS)
-        self._thread.join(UNREACHABLE_SECONDS if down else CLOSE_SECONDS)
+        began = time.monotonic()
+        down = self._online and not _answers(UNREACHABLE_SECONDS)
+        allowed = UNREACHABLE_SECONDS if down else CLOSE_SECONDS
+        self._thread.join(max(0.0, allowed - (time.monotonic() - began)))
         if self._thread.is_alive():
-            why = "cannot be reached" if down else f"is still at work after {CLOSE_SECONDS:.0f} s"
+            why = "does not answer" if down else f"is still at work after {CLOSE_SECONDS:.0f} s"
             log.warning(f"wandb {why} and is left behind; jsonl files are complete")
         if self._dropped:
             log.warning(f"wandb was too slow for {self._dropped} rows (the jsonl files are complete)")
@@ -78,8 +81,8 @@ class WandbTracker:
             log.info(f"wandb: no credentials, so the run is recorded offline in {self._settings['dir']}/wandb")
             mode = "offline"
         self._online = mode in (None, "", "online")
-        if self._online and not _reachable(INIT_SECONDS):
-            log.warning(f"wandb cannot be reached; recording offline in {self._settings['dir']}/wandb")
+        if self._online and not _answers(INIT_SECONDS):
+            log.warning(f"wandb does not answer; recording offline in {self._settings['dir']}/wandb")
             mode = "offline"
         try:
             return wandb.init(**self._settings, mode=mode, settings=settings)
@@ -99,14 +102,24 @@ def _wandb_id(run_dir: Path) -> str:
         return new
 
 
-def _reachable(seconds: float) -> bool:
-    """Whether somebody listens where wandb sends to; True behind a proxy, which cannot be known so simply."""
-    if urllib.request.getproxies():
-        return True
-    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-    try:
-        port = url.port or (80 if url.scheme == "http" else 443)
-        socket.create_connection((url.hostname or "", port), timeout=seconds).close()
-    except (OSError, ValueError):
-        return False
-    return True
+def _answers(seconds: float) -> bool:
+    """Whether wandb's service says anything within that time, through a proxy if one is set."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        # Only an answer tells: a proxy, or a machine behind which nothing works, takes connections too.
+        url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError as error:
+            if error.code in (502, 503, 504):  # a gateway, in the place of a service that is gone
+                return
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        answered.set()
+
+    # A thread, because nothing limits the time that the look-up of a name may take.
+    asking = threading.Thread(target=ask, name="wandb-answers", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answered.is_set()

@@ -23,7 +23,7 @@ from prismatic.train import live_report
 from prismatic.train.usage import host_bytes
 from tests.scripts.conftest import TINY
 
-STEPS, WARM = 2000, 1000  # from a thousand steps on the curves of the page have all the points that they ever have
+STEPS, WARM = 2000, 1000  # the first validation and checkpoint, which load their code, are before a thousand
 EVERY = 25  # steps between two looks at the memory
 
 

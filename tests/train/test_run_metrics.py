@@ -6,11 +6,14 @@ import fcntl
 import json
 import os
 import pty
+import socket
 import struct
 import sys
 import termios
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,26 +118,54 @@ def test_wandb_records_offline(tmp_path: Path) -> None:
     assert not (tmp_path / "run.jsonl").exists()
 
 
+@pytest.mark.parametrize("how", ["refused", "silent", "behind a dead proxy", "a gateway's answer"])
 def test_unreachable_wandb_neither_stops_nor_delays_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
-    began = time.monotonic()
-    for step in range(100):
-        tracker.log({"loss": 1.0}, step)
-    assert time.monotonic() - began < 1.0
-    while not tracker._online:
-        time.sleep(0.01)
-    began = time.monotonic()
-    tracker.close()
-    assert time.monotonic() - began < 1.0
-    assert "cannot be reached" in caplog.text
+    with _service(how) as port:
+        if how == "behind a dead proxy":
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}" if "proxy" not in how else "http://wandb.test")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        tracker = WandbTracker(tmp_path, "run", {}, "prismatic", None)
+        began = time.monotonic()
+        for step in range(100):
+            tracker.log({"loss": 1.0}, step)
+        assert time.monotonic() - began < 1.0
+        while not tracker._online:
+            time.sleep(0.01)
+        began = time.monotonic()
+        tracker.close()
+        assert time.monotonic() - began < 1.0
+        assert "does not answer" in caplog.text
+
+
+@contextmanager
+def _service(how: str) -> Iterator[int]:
+    """The port of a service that is not there, that takes connections and says nothing, or that is a gateway."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if how == "silent":
+            listening.listen(50)
+        if how == "a gateway's answer":
+            listening.listen(50)
+            threading.Thread(target=_refuse, args=(listening,), daemon=True).start()
+        yield listening.getsockname()[1]
+
+
+def _refuse(listening: socket.socket) -> None:
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
 
 def test_a_run_that_goes_on_is_the_same_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
