@@ -103,7 +103,18 @@ def test_every_stop_is_bit_for_bit_the_run_that_never_stopped(build: Make, worke
         _assert_same(part, whole, STEPS - stop)
 
 
-@pytest.mark.parametrize("stop", [3, 4, 6])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_runs_of_one_seed_are_bit_for_bit_the_same(build: Make, threads: int) -> None:
+    """With any fixed number of threads; whether this process reads, or others, with more batches ready, changes nothing."""
+    one = build("one", "--dataset.num_workers", "0")
+    two = build("two", "--dataset.num_workers", "2", "--dataset.prefetch", "8")
+    torch.set_num_threads(threads)
+    assert one.fit() == 0 and two.fit() == 0
+    torch.set_num_threads(1)
+    _assert_same(one, two, STEPS)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 2, 5, 7))])
 def test_bf16_weights_resume_bit_for_bit(trainer: Make, stop: int) -> None:
     options = {"dtype": torch.bfloat16, "stage": "full-finetune", "dropout": 0.3}
     whole = trainer(run_id="whole", **options)
