@@ -105,7 +105,7 @@ def test_every_stop_is_bit_for_bit_the_run_that_never_stopped(build: Make, worke
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_runs_of_one_seed_are_bit_for_bit_the_same(build: Make, threads: int) -> None:
-    """With any fixed number of threads; whether this process reads, or others, with more batches ready, changes nothing."""
+    """With any fixed number of threads; who reads, and how many batches are ready, changes nothing."""
     one = build("one", "--dataset.num_workers", "0")
     two = build("two", "--dataset.num_workers", "2", "--dataset.prefetch", "8")
     torch.set_num_threads(threads)
