@@ -27,7 +27,7 @@ from prismatic.train import checkpoint, optimizer_state, staging, weights
 from prismatic.train.checkpoint import Groups, Job
 from prismatic.train.errors import CheckpointError
 from prismatic.train.optim import averaged
-from prismatic.train.staging import in_thread
+from prismatic.train.threads import in_thread
 
 log = logging.getLogger(__name__)
 

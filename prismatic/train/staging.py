@@ -8,8 +8,7 @@ waits for the copy to be complete (`before_update`).
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from prismatic.train.files import show_bytes
+from prismatic.train.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -174,21 +174,6 @@ def fits_memory(needed: int) -> bool:
         "that are available: checkpoints are written while the training waits (--checkpoint_async false)"
     )
     return False
-
-
-def in_thread(action: Callable[[], Any]) -> Future[Any]:
-    """Run `action` in a thread that the end of the process does not wait for."""
-    result: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(action())
-        # Whatever it is, it belongs to whoever asks for the result, as with an executor; also a CheckpointException.
-        except BaseException as error:  # noqa: BLE001
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return result
 
 
 def _copy(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

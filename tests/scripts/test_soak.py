@@ -57,7 +57,7 @@ def test_two_thousand_steps(
     # The page is written a hundred times as often as in a run of days.
     monkeypatch.setattr(live_report, "MIN_SECONDS", 0.2)
     monkeypatch.setattr(live_report, "COST_SHARE", 0.1)
-    # Long epochs: what is looked at are steps, with four validations and checkpoints among them.
+    # Long epochs: what is looked at are steps, with four validations and twenty checkpoints among them.
     folder = Path(shapes[3]) / "moving-shapes"
     rows = json.loads((folder / "train.json").read_text())
     (folder / "long.json").write_text(json.dumps(rows * 42))
@@ -67,7 +67,7 @@ def test_two_thousand_steps(
         *("--model.finetune_max_steps", str(STEPS), "--dataset.num_workers", "1", "--dataset.decode_timeout", "60"),
         *("--model.finetune_per_device_batch_size", "2", "--run_root_dir", str(tmp_path), "--run_id", "soak"),
         *("--val_dataset.type", "moving-shapes-val", "--val_dataset.dataset_root_dir", shapes[3]),
-        *("--val_dataset.num_workers", "0", "--keep_checkpoints", "1"),
+        *("--val_dataset.num_workers", "0", "--keep_checkpoints", "1", "--checkpoint_interval", "100"),
     )
     world = dist.start("cpu")
     trainer = build_trainer(cli.parse(PretrainConfig, list(flags)), world)
