@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import resource
 import runpy
 import socket
@@ -28,10 +29,16 @@ OWN = (
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., tuple[list[int | None], dict[str, Any] | None]]:
+def launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[list[int | None], dict[str, Any] | None]]:
     """launch(options, world_size=1) -> (exit codes of the processes, what they left in the result file, or None)."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.checkpoint", "torch.distributed.fsdp", "safetensors.torch"])
+    # Most of a short life would be imports. The server of the forks must find this package, no other of its name.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+    context.set_forkserver_preload(
+        ["torch.distributed.checkpoint", "torch.distributed.fsdp", "prismatic.train.trainer"]
+    )
 
     def run(options: dict[str, Any], world_size: int = 1, timeout: float = 60) -> Any:
         out = tmp_path / "result.json"
