@@ -44,7 +44,7 @@ class Pictures:
 def take_frames(path: Path, spec: FrameSpec) -> Pictures:
     """Decode and encode. Raises MediaError (a ValueError) when the video cannot give its frames."""
     with open_video(path) as clip:
-        facts = ClipFacts(len(clip), clip.fps, clip.timestamps)
+        facts = ClipFacts.of(clip)
         rng = np.random.default_rng(spec.seed)
         indices = sample(facts, spec.num_frames, spec.sampler, rng, short="fewer")
         frames = clip.get(indices)

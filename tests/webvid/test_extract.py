@@ -50,6 +50,15 @@ def test_folders_hold_exactly_the_frames_of_the_video(heap: Path, tmp_path: Path
     assert "0 done now, 9 from before" in extract(_cfg(heap, tmp_path / "f"))
 
 
+def test_the_manifest_names_the_keyframes_that_were_taken(heap: Path, tmp_path: Path) -> None:
+    extract(_cfg(heap, tmp_path / "f", sampler="keyframes", num_frames=1))
+    for i in range(9):
+        with open_video(tmp_path / f"f/{i:03d}") as stored, open_video(heap / f"v/{i:03d}.mp4") as video:
+            indices = json.loads((tmp_path / f"f/{i:03d}/manifest.json").read_text())["indices"]
+            assert set(indices) <= set(video.keyframes.tolist())
+            assert np.array_equal(stored.get([0]), video.get(indices))
+
+
 def test_shards_give_the_frames_of_the_folders(heap: Path, tmp_path: Path) -> None:
     extract(_cfg(heap, tmp_path / "f"))
     told = extract(_cfg(heap, tmp_path / "s", "shards"))
