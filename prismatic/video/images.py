@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from prismatic.video.clip import MediaError, check_size
 from prismatic.video.storage import is_url, read_bytes
 
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"})
 """Extensions that count as frames in a folder. Any file that Pillow reads can be opened by its own path."""
 
 DECODER = "image"
