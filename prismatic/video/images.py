@@ -54,7 +54,8 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
     Raises MediaError for a file that is missing, no image, damaged, or larger than MAX_PIXELS.
     """
     with _opened(path, data) as image:
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))[None]
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise an upright picture is copied, too
+        return np.asarray(_to_rgb(image))[None]
 
 
 @contextmanager
