@@ -78,7 +78,7 @@ class PyAVClip(Clip):
         turned = frame.rotation % 180 != 0
         timestamps, fps = _times(self.index, self._walk)
         size = self._coded_size[::-1] if turned else self._coded_size
-        super().__init__(path, DECODER, timestamps=timestamps, fps=fps, size=size)
+        super().__init__(path, DECODER, timestamps=timestamps, fps=fps, size=size, keyframes=self.index.keyframes)
 
     @property
     def index(self) -> PacketIndex:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from prismatic.webvid.catalog import count_usable, usable_rows, videos_folder
 from prismatic.webvid.engine import ENGINES, Workers, cut
 from prismatic.webvid.files import iter_lines, whole_file
 from prismatic.webvid.frame_folders import Clip, FolderJob, is_done
-from prismatic.webvid.frames import FrameSpec
+from prismatic.webvid.frames import FrameSpec, square_of
 from prismatic.webvid.tar_shards import ShardJob, extend_plan, read_outcome, read_plan
 from prismatic.webvid.texts import Texts
 
@@ -61,7 +61,10 @@ def extract(cfg: ExtractConfig) -> str:
     SAMPLERS.get(cfg.sampler)
     ENGINES.get(cfg.engine)
     spec = FrameSpec(cfg.num_frames, cfg.sampler, cfg.image_format, cfg.quality, cfg.short_side, cfg.seed)
-    keep_settings(cfg.output / SETTINGS, {"format": cfg.format, **asdict(spec)})
+    if cfg.vision_backbone_id:
+        square = square_of(cfg.vision_backbone_id, cfg.image_resize_strategy)
+        spec = replace(spec, square=square, resize_strategy=cfg.image_resize_strategy)
+    keep_settings(cfg.output / SETTINGS, json.loads(json.dumps({"format": cfg.format, **asdict(spec)})))
     wanted = Wanted(cfg.catalog, read_ids(cfg.ids))
     count = wanted.count()
     if not count:

@@ -56,7 +56,7 @@ class VideoJob:
     def read(self, clip: tuple[str, str]) -> np.ndarray:
         """Frames of a clip, uint8 [T, 3, R, R]."""
         with open_video(Path(self.videos) / clip[1]) as opened:
-            facts = ClipFacts(len(opened), opened.fps, opened.timestamps)
+            facts = ClipFacts.of(opened)
             indices = sample(facts, self.num_frames, self.sampler, np.random.default_rng(self.backbone.seed))
             return resize(opened.get(indices), self.spec, self.resize_strategy).numpy()
 

@@ -169,6 +169,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "open-gop-mp4": _plain("open.mp4", "libx264", options={**X264, "x264-params": "open-gop=1"}),
     "refresh-mp4": _plain("refresh.mp4", "libx264", options={"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
     "mjpeg-avi": _plain("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p"),
+    "interlaced-mp4": _plain("fields.mp4", "libx264", options={**X264, "x264-params": "tff=1"}),
+    "interlaced-mpg": _plain("fields.mpg", "mpeg2video", options={"g": "12", "bf": "2", "flags": "+ildct+ilme"}),
     "long-gop-mp4": _plain("long.mp4", "libx264", options={"g": "250", "threads": "1"}),
 }
 """Kind -> function that writes one such file into a folder and returns its path."""
