@@ -67,7 +67,12 @@ def read_captions(path: Path, columns: Columns) -> Iterator[Caption]:
             raise ValueError(f"--captions {path}: row {number} has neither an id nor a file")
         page = _text(row, "page_dir")
         stem = f"{page}/{video_id}" if page else video_id
-        yield Caption(video_id, file, stem, " ".join(_text(row, caption_column).split()))
+        yield Caption(one_line(video_id), file, stem, one_line(_text(row, caption_column)))
+
+
+def one_line(text: str) -> str:
+    """Every run of white space as one blank: ids and captions stand in lists with one a line."""
+    return " ".join(text.split())
 
 
 def _table(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -35,12 +35,14 @@ def embed(cfg: EmbedConfig) -> str:
     cfg.validate()
     ENGINES.get(cfg.engine)
     job = _job(cfg)
-    keep_settings(cfg.output / SETTINGS, _settings(cfg))
-    clear_partial(cfg.output)
     total = count_usable(cfg.catalog)
     if not total:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
     with VectorStore(cfg.output / "vectors.sqlite") as store:
+        if store.is_empty():  # a first try whose settings did not work binds nobody
+            (cfg.output / SETTINGS).unlink(missing_ok=True)
+        keep_settings(cfg.output / SETTINGS, _settings(cfg))
+        clear_partial(cfg.output)
         now = _compute(cfg, job, total, store)
         count, dim, failed = _count(cfg.catalog, store)
         if not count:
@@ -81,8 +83,11 @@ def _image_spec(vision_id: str) -> ImageSpec:
 
     from prismatic.models.vision.zoo import build_vision
 
-    with torch.device("meta"):
-        return build_vision(vision_id, pretrained=False).image_spec
+    try:
+        with torch.device("meta"):
+            return build_vision(vision_id, pretrained=False).image_spec
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model.", "--")) from error
 
 
 def _settings(cfg: EmbedConfig) -> dict[str, object]:

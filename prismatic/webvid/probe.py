@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from prismatic.video.decode import MediaError, open_video
 from prismatic.webvid.engine import ENGINES, Workers, cut
+from prismatic.webvid.files import open_database
 from prismatic.webvid.pool import Failure
 
 HASHED_BYTES = 1 << 16  # of each end of the file; with its size they tell two files apart
@@ -96,17 +96,12 @@ class ProbeStore:
     """What earlier runs know of files, in a SQLite file: a table `probed`, one row a path. Use as a context manager."""
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.database = sqlite3.connect(file)
-            self.database.execute("PRAGMA journal_mode = WAL")  # survives a kill at any moment
-            self.database.execute(
-                "CREATE TABLE IF NOT EXISTS probed (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, fingerprint "
-                "TEXT, duration REAL, num_frames INTEGER, fps REAL, width INTEGER, height INTEGER, error TEXT) "
-                "WITHOUT ROWID"
-            )
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{file} cannot be used ({error}); delete it to open all videos anew") from error
+        self.database = open_database(
+            file,
+            "probed (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, fingerprint TEXT, duration REAL, "
+            "num_frames INTEGER, fps REAL, width INTEGER, height INTEGER, error TEXT) WITHOUT ROWID",
+            "to open all videos anew",
+        )
 
     def __enter__(self) -> ProbeStore:
         return self
