@@ -71,8 +71,10 @@ def read_captions(path: Path, columns: Columns) -> Iterator[Caption]:
 
 
 def one_line(text: str) -> str:
-    """Every run of white space as one blank: ids and captions stand in lists with one a line."""
-    return " ".join(text.split())
+    """Every run of white space as one blank: ids and captions stand in lists with one a line. Halves of a character,
+    which JSON can hold and UTF-8 cannot, become question marks.
+    """
+    return " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def table_rows(path: Path) -> Iterator[Mapping[str, Any]]:

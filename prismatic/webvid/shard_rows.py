@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.video.shards import read_index
+from prismatic.webvid.rows import listed
 from prismatic.webvid.tar_shards import PLAN, read_outcome, read_plan
 from prismatic.webvid.texts import Rows, Texts
 
@@ -54,7 +55,7 @@ def shard_names(folder: Path, prefix: str, ids: Texts) -> Callable[[Rows, list[s
     def named(rows: Rows, wanted: list[str]) -> list[str]:
         numbers = shard_of[rows].tolist()
         if -1 in numbers:
-            missing = ", ".join([i for i, number in zip(wanted, numbers, strict=True) if number < 0][:5])
+            missing = listed(list(dict.fromkeys(i for i, n in zip(wanted, numbers, strict=True) if n < 0)))
             raise ValueError(f"--frames {folder}: no shard holds {missing}; `webvid.py extract` makes them")
         return [f"{prefix}{names[number]}#{i}" for i, number in zip(wanted, numbers, strict=True)]
 
