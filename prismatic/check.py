@@ -90,7 +90,8 @@ def validate(cfg: ValidateConfig) -> str:
     """
     cfg.validate()
     DECODERS.get(cfg.decoder)
-    files, val_files = _files(cfg.annotations), _files(cfg.val_annotations) if cfg.val_annotations else []
+    files = _files(cfg.annotations, "--annotations")
+    val_files = _files(cfg.val_annotations, "--val_annotations") if cfg.val_annotations else []
     findings = Findings()
     tables = [_read(file, cfg.media_root, findings) for file in files]
     val_root = cfg.val_media_root or cfg.media_root
@@ -169,8 +170,12 @@ class Checker:
         return None
 
 
-def _files(given: Path | list[Path]) -> list[Path]:
-    return given if isinstance(given, list) else [given]
+def _files(given: Path | list[Path], flag: str) -> list[Path]:
+    files = given if isinstance(given, list) else [given]
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{flag} {file}: no such file")
+    return files
 
 
 def _read(file: Path, media_root: Path, findings: Findings) -> RecordTable:

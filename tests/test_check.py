@@ -54,6 +54,12 @@ def _found(cfg: ValidateConfig, caplog: pytest.LogCaptureFixture) -> tuple[str, 
     return str(caught.value), caplog.text
 
 
+def test_files_that_are_not_there_are_named_by_their_flags(root: Path) -> None:
+    for flag in ("annotations", "val_annotations"):
+        with pytest.raises(ValueError, match=rf"--{flag} .*gone.json: no such file"):
+            validate(_cfg(root, [_row("t", "Q?")], **{flag: root / "gone.json"}))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_sound_rows(root: Path, num_workers: int) -> None:
     rows = [_row("x, y", videos=["a.mp4", "b.mp4"], num_frames_per_video=2, question="<video>\n<video>\nQ?")] * 150

@@ -39,9 +39,7 @@ def embed(cfg: EmbedConfig) -> str:
     if not total:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
     with VectorStore(cfg.output / "vectors.sqlite") as store:
-        if store.is_empty():  # a first try whose settings did not work binds nobody
-            (cfg.output / SETTINGS).unlink(missing_ok=True)
-        keep_settings(cfg.output / SETTINGS, _settings(cfg))
+        keep_settings(cfg.output / SETTINGS, _settings(cfg), empty=store.is_empty())
         clear_partial(cfg.output)
         now = _compute(cfg, job, total, store)
         count, dim, failed = _count(cfg.catalog, store)

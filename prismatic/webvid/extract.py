@@ -197,9 +197,12 @@ def _listed_ids(file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def keep_settings(file: Path, settings: dict) -> None:
-    """Write down what the folder is made with. Raises ValueError when it was made with something else."""
-    if file.is_file():
+def keep_settings(file: Path, settings: dict, *, empty: bool = False) -> None:
+    """Write down what the folder is made with. Raises ValueError when it was made with something else.
+
+    empty: nothing has been made yet, so that settings of a first try that failed bind nobody.
+    """
+    if file.is_file() and not empty:
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = [f"{name} {before.get(name)!r} (now {settings[name]!r})" for name in settings
                    if before.get(name) != settings[name]]  # fmt: skip
