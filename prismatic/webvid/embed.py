@@ -108,7 +108,7 @@ class _Keys:
             return hashlib.blake2b(row.caption.encode(), digest_size=16).hexdigest()
         try:
             stat = os.stat(self._videos / row.path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in it
             return f"{row.path}, gone"
         return f"{row.path}, {stat.st_size} bytes, {stat.st_mtime_ns}"
 

@@ -8,10 +8,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from prismatic.data.media_paths import MediaRoot
 from prismatic.video.frame_folder import MANIFEST
 from prismatic.video.images import IMAGE_EXTENSIONS
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.frames import FrameSpec, take_frames
 from prismatic.webvid.pool import Failure
 
@@ -27,11 +30,15 @@ class FolderJob:
     output: str
     spec: FrameSpec
 
+    @cached_property
+    def _root(self) -> MediaRoot:
+        return MediaRoot(self.videos)
+
     def read(self, clip: Clip) -> None:
         """Decode a clip and write its folder, whole or not at all."""
         clip_id, path = clip
         target = folder_of(Path(self.output), clip_id)
-        pictures = take_frames(Path(self.videos) / path, self.spec)
+        pictures = take_frames(video_path(self._root, path), self.spec)
         partial = Path(self.output) / f".{hashlib.blake2b(clip_id.encode(), digest_size=12).hexdigest()}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.conf.webvid_rows import QnaConfig
+from prismatic.data.media_paths import MediaRoot
 from prismatic.webvid.catalog import Catalog, read_catalog
 from prismatic.webvid.files import write_rows
 from prismatic.webvid.questions import Questions, read_questions
@@ -87,11 +88,10 @@ def _media(cfg: QnaConfig, found: Catalog) -> Media:
     if is_shard_folder(cfg.frames):
         named = shard_names(cfg.frames, prefix, found.ids)
         return lambda rows, ids: [{"videos": [name], **frames} for name in named(rows, ids)]
-    root, count = cfg.frames, cfg.num_frames
+    root, count = MediaRoot(cfg.frames), cfg.num_frames
     assert count is not None
 
     def columns(video_id: str) -> dict[str, Any]:
-        files = read_frame_folder(root / video_id).uniform(count)
-        return {"frames": [prefix + file.relative_to(root).as_posix() for file in files]}
+        return {"frames": [prefix + file for file in read_frame_folder(root, video_id).uniform(count)]}
 
     return lambda _, ids: [columns(video_id) for video_id in ids]

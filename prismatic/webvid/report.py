@@ -18,8 +18,10 @@ from tqdm import tqdm
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.conf.webvid_report import ReportConfig
 from prismatic.data.annotations import load_records
+from prismatic.data.media_paths import MediaRoot
 from prismatic.types import Medium, Record
 from prismatic.webvid.catalog import Catalog, read_catalog
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.files import clear_dead, whole_file, write_rows
 from prismatic.webvid.report_data import Clusters, Likeness, measure, principal_plane, read_cluster_rows, skipped
 from prismatic.webvid.report_figures import Shown, cohesion_png, map_png, sizes_png
@@ -157,10 +159,11 @@ def _sheets(
     catalog: Catalog, clusters: Clusters, likeness: Likeness | None, chosen: list[tuple[str, int]]
 ) -> list[Sheet]:
     sheets = []
+    root = MediaRoot(catalog.videos)
     for kind, i in tqdm(chosen, unit="cluster", desc="contact sheets"):
         rows = clusters.rows(i)
         strips = [
-            strip(_medium(catalog, row), FRAMES_A_VIDEO, _short(catalog.ids[row]), _short(catalog.captions[row]))
+            _strip(root, catalog.paths[row], _short(catalog.ids[row]), _short(catalog.captions[row]))
             for row in rows[:VIDEOS_A_CLUSTER]
         ]
         worth = None if likeness is None else float(likeness.found[i])
@@ -168,8 +171,12 @@ def _sheets(
     return sheets
 
 
-def _medium(catalog: Catalog, row: int) -> Medium:
-    return Medium("video", (str(catalog.videos / (catalog.paths[row] or f"{catalog.ids[row]} (missing)")),))
+def _strip(root: MediaRoot, path: str, name: str, caption: str) -> Strip:
+    try:
+        found = video_path(root, path)
+    except ValueError as error:
+        return Strip(name, caption, [], [], f"{path}: {error}" if path else f"{name} (missing)")
+    return strip(Medium("video", (str(found),)), FRAMES_A_VIDEO, name, caption)
 
 
 def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> list[Record]:
