@@ -79,10 +79,12 @@ def balanced_clusters(
     rows = _without_remainder(vectors, size)
     with tqdm(total=len(rows) * (1 + PASSES), unit="video", desc="cluster") as bar:
         found = []
-        for cell in regional_cells(vectors, rows, size, WHOLE if len(rows) <= WHOLE else PEEL_CELL, rng):
+        for cell in regional_cells(space.short, rows, size, WHOLE if len(rows) <= WHOLE else PEEL_CELL, rng):
             found.append(peel(space, cell, size, rng))
             bar.update(len(cell))
         clusters = np.concatenate(found)
+        if len(found) > 1:
+            clusters = _again(space, clusters, rng)
         for _ in range(PASSES):
             clusters = _improving_pass(space, clusters, rng, bar)
     return _labels(clusters, len(vectors))
@@ -116,6 +118,28 @@ def diverse_clusters(vectors: Vectors, size: int, seed: int) -> Rows:
     return _labels(clusters, len(vectors))
 
 
+def _again(space: Space, clusters: Rows, rng: np.random.Generator) -> Rows:
+    """The clusters [G, size] with the worst of them, WHOLE vectors from everywhere, peeled once more: they are those
+    whose nearest were beyond a border.
+    """
+    size = clusters.shape[1]
+    order = np.argsort(_likeness_within(space, clusters), kind="stable")
+    worst = np.sort(clusters[order[: WHOLE // size]].ravel())
+    return np.concatenate([clusters[order[WHOLE // size :]], peel(space, worst, size, rng)])
+
+
+def _likeness_within(space: Space, clusters: Rows) -> NDArray[np.float64]:
+    """Sum of the similarities of the members of each cluster to each other, float64 [G], exact."""
+    size = clusters.shape[1]
+    step = max(1, PIECE // size)
+    found = []
+    for start in range(0, len(clusters), step):
+        rows = clusters[start : start + step]
+        sums = space.short[rows.ravel()].astype(np.float32).reshape(*rows.shape, -1).sum(axis=1)
+        found.append(np.square(sums, dtype=np.float64).sum(axis=1))
+    return np.concatenate(found)
+
+
 def _improving_pass(space: Space, clusters: Rows, rng: np.random.Generator, bar: tqdm[None]) -> Rows:
     """The clusters [G, size] after swaps, in another order."""
     size = clusters.shape[1]
@@ -123,7 +147,7 @@ def _improving_pass(space: Space, clusters: Rows, rng: np.random.Generator, bar:
     if not cap:
         bar.update(clusters.size)
         return clusters
-    means = _means(space.near, clusters)
+    means = _means(space.short, clusters)
     done = []
     for numbers in regional_cells(means, np.arange(len(clusters)), 1, max(1, PASS_CELL // size), rng):
         region = clusters[numbers]

@@ -18,8 +18,7 @@ A_REGION = 128  # rows of a region, at least
 A_CENTRE = 32  # vectors that a centre is trained on, up to TRAINED_ON of all
 TRAINED_ON = 65_536
 TRAINING_STEPS = 5
-DIRECT = 1024  # centres that every row is compared with
-PROBED = 6  # heads whose centres a row is compared with
+COMPARED = 1024  # rows compared with all centres at a time: more would not stay in a cache
 
 
 def regional_cells(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng: np.random.Generator) -> list[Rows]:
@@ -43,47 +42,26 @@ def regional_cells(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng:
 
 
 def _regions(vectors: Vectors, rows: Rows, rng: np.random.Generator) -> tuple[Rows, NDArray[np.float32]]:
-    """(number of a near centre for each of the rows [n], centres [C, D] in whole numbers)."""
+    """(number of the nearest centre for each of the rows [n], centres [C, D] in whole numbers)."""
     number = max(2, min(CENTRES, len(rows) // A_REGION))
     sample = vectors[np.sort(rng.choice(rows, min(len(rows), TRAINED_ON, number * A_CENTRE), replace=False))]
     centres = sample[rng.choice(len(sample), number, replace=False)].astype(np.float32)
     for _ in range(TRAINING_STEPS):
-        near = _near_centre(sample, np.arange(len(sample)), centres)
+        near = _nearest(sample, np.arange(len(sample)), centres)
         ends = np.cumsum(np.bincount(near, minlength=number))[:-1]
         for centre, members in enumerate(np.split(np.argsort(near, kind="stable"), ends)):
             if len(members):
                 centres[centre] = sample[members].sum(axis=0, dtype=np.int64)
         centres = at_length(centres.astype(np.float64)).astype(np.float32)
-    return _near_centre(vectors, rows, centres), centres
+    return _nearest(vectors, rows, centres), centres
 
 
-def _near_centre(vectors: Vectors, rows: Rows, centres: NDArray[np.float32]) -> Rows:
-    """For each row the nearest centre; of more than DIRECT, the nearest of those of the PROBED heads near its own head.
-
-    Heads are some of the centres, about as many as belong to each: a row is compared with (1 + PROBED) sqrt(C) centres
-    instead of C, and finds the nearest of all, or one nearly as near.
-    """
-    if len(centres) <= DIRECT:
-        places = range(0, len(rows), PIECE)
-        return np.concatenate([_nearest(vectors[rows[i : i + PIECE]], centres) for i in places])
-    heads = centres[: max(1, round(len(centres) ** 0.5))]
-    belongs = (centres @ heads.T).argmax(axis=1)
-    probed = np.argsort(-(heads @ heads.T), axis=1, kind="stable")[:, :PROBED]
-    head = np.empty(len(rows), np.int64)
-    for start in range(0, len(rows), PIECE):
-        head[start : start + PIECE] = _nearest(vectors[rows[start : start + PIECE]], heads)
-    near = np.empty(len(rows), np.int64)
-    order = np.argsort(head, kind="stable")
-    for number, group in enumerate(np.split(order, np.cumsum(np.bincount(head, minlength=len(heads)))[:-1])):
-        few = np.flatnonzero(np.isin(belongs, probed[number]))
-        for start in range(0, len(group), PIECE):
-            piece = group[start : start + PIECE]
-            near[piece] = few[_nearest(vectors[rows[piece]], centres[few])]
-    return near
-
-
-def _nearest(vectors: Vectors, centres: NDArray[np.float32]) -> Rows:
-    return (vectors.astype(np.float32) @ centres.T).argmax(axis=1)
+def _nearest(vectors: Vectors, rows: Rows, centres: NDArray[np.float32]) -> Rows:
+    """For each of the rows the number of the nearest centre, int64 [n]."""
+    starts = range(0, len(rows), COMPARED)
+    return np.concatenate(
+        [(vectors[rows[i : i + COMPARED]].astype(np.float32) @ centres.T).argmax(axis=1) for i in starts]
+    )
 
 
 def cut(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng: np.random.Generator) -> Iterator[Rows]:

@@ -134,6 +134,18 @@ def test_cells_smaller_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cohesion(vectors, labels) > chance + 0.5 * (ideal - chance)
 
 
+def test_clusters_that_a_border_cut_find_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups about directions that have nothing to do with each other: any border cuts some of them."""
+    monkeypatch.setattr(balanced, "PEEL_CELL", 256)
+    vectors, _ = _vectors(1024, 64, spread=0.15)
+    found = {}
+    for whole in (8, 512):
+        monkeypatch.setattr(balanced, "WHOLE", whole)
+        monkeypatch.setattr(balanced, "PASSES", 0)
+        found[whole] = cohesion(vectors, balanced_clusters(vectors, 8, seed=7))
+    assert found[512] > found[8] + 0.02, found
+
+
 def test_no_clusters_exceed_the_bounds() -> None:
     vectors, belongs = _vectors(400, 32, spread=0.3)
     assert cohesion(vectors, belongs) <= cohesion_bound(vectors, 8, seed=0)
