@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from prismatic.build_data import build_dataset
 from prismatic.conf.data import DatasetConfig, url_of
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.webvid_rows import ValidateConfig
-from prismatic.data.annotation_files import AnnotationError, read_rows
+from prismatic.data.annotation_files import AnnotationError, read_parts
 from prismatic.data.annotations import RecordTable, check_media
 from prismatic.data.dataset import ClipDataset, ContextError
+from prismatic.data.file_records import FileRows
 from prismatic.data.media import MediaReader
 from prismatic.data.media_paths import MediaRoot
 from prismatic.data.schemas import parse_row
@@ -183,7 +184,9 @@ def _read(file: Path, media_root: Path, findings: Findings) -> RecordTable:
     root = MediaRoot(url_of(media_root) or media_root)
 
     def records() -> Iterator[Record]:
-        for row in tqdm(read_rows(file, seed=0), unit="row", desc=f"reading {file.name}"):
+        parts = read_parts(file, 0, partial(FileRows.open, root=root))  # a large file is not read whole
+        rows = (part.rows[at] for part in parts for at in part.chosen)
+        for row in tqdm(rows, total=sum(len(part.chosen) for part in parts), unit="row", desc=f"reading {file.name}"):
             try:
                 yield parse_row(row, root)
             except AnnotationError as error:
