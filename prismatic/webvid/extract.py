@@ -77,6 +77,7 @@ def extract(cfg: ExtractConfig) -> str:
     clear_partial(cfg.output)
     state = State()
     total = _folders(cfg, spec, wanted, count, state) if cfg.format == "folder" else _shards(cfg, spec, wanted, state)
+    clear_partial(cfg.output)  # of a machine that a cluster has lost on the way
     if state.failed:  # in the order of the catalog
         known = state.failed
         state.failed = {clip_id: known[clip_id] for clip_id, _ in wanted if clip_id in known} | known

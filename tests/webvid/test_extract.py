@@ -103,6 +103,22 @@ def test_a_kill_after_any_batch_changes_no_byte(
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])
+def test_a_lost_machine_leaves_nothing_half_written(
+    form: str, heap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = extract_module.ENGINES.get("local")
+
+    def losing(job: object, batches: object, workers: object) -> object:
+        (tmp_path / "out/.000001.tar.gone.77.partial").write_bytes(b"half")
+        (tmp_path / "out/.abc.partial").mkdir()
+        yield from real(job, batches, workers)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(extract_module.ENGINES._entries, "local", losing)
+    assert "9 done now" in extract(_cfg(heap, tmp_path / "out", form))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["folder", "shards"])
 def test_a_catalog_that_grows_costs_what_is_new_and_failures_are_retried_when_asked(form: str, tmp_path: Path) -> None:
     captions = write_heap(tmp_path / "v", 5)
     make_catalog(tmp_path, captions)
