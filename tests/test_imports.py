@@ -88,6 +88,12 @@ def test_import_prismatic_and_conf_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_loading_and_training_import_no_compiler() -> None:
+    """Seconds, which only a run that compiles has to pay for."""
+    code = "import sys, prismatic; prismatic.load; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_every_module_imports_without_optional_packages() -> None:
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -21,7 +21,7 @@ import yaml
 from draccus.help_formatter import SimpleHelpFormatter
 from draccus.utils import DraccusException
 
-from prismatic.conf.help import choice_fields, comments_as_help, teach
+from prismatic.conf.help import choice_fields, comments_as_help, one_of_each_kind, teach
 from prismatic.registry import import_plugins, unknown_id_message
 
 C = TypeVar("C")
@@ -64,12 +64,15 @@ def parse(config_class: type[C], args: Sequence[str] | None = None, prog: str | 
     plugins = _value_of(argv, "--plugins")
     if plugins:
         import_plugins(plugins)
-    with comments_as_help():
+    choices = choice_fields(config_class)
+    chosen = {name: _value_of(argv, f"--{name}.type") for name in choices}
+    with comments_as_help(), one_of_each_kind(config_class, chosen):
         parser = draccus.argparsing.ArgumentParser(config_class, formatter_class=_Formatter, prog=prog)
+    for name, base in choices.items():
+        parser.parser._option_string_actions[f"--{name}.type"].choices = list(base.get_known_choices())
     _check_ids(parser.parser, argv)
     _check_file(_value_of(argv, "--config_path"))
     if "--help" in argv or "-h" in argv:
-        chosen = {name: _value_of(argv, f"--{name}.type") for name in choice_fields(config_class)}
         teach(parser.parser, config_class, chosen)
     parser.parser.error = lambda message: _explain(parser.parser, argv, message)
     try:

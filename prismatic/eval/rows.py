@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -93,35 +94,57 @@ def read_batches(
     """All rows in `asking_order`, `batch_size` at a time; broken ones are Skip entries that say why.
 
     While one batch is answered the next is read by `num_workers` threads (decoders release the interpreter lock);
-    with 0 a batch is read when it is asked for. Frames that a random sampler takes depend on (seed, row) alone.
+    with 0 a batch is read when it is asked for. Frames that a random sampler takes depend on (seed, row) alone. Other
+    media are read once for all rows of a batch that are about them.
     """
     order = asking_order(records)
-
-    def read_row(index: int) -> Question | Skip:
-        record = records[index]
-        text, reference = question_of(record)
-        rng = np.random.default_rng([seed, index])
-        try:
-            clips = tuple(read(medium, rng) for medium in record.media)
-        except (ValueError, OSError) as error:
-            return Skip(record.id, record.source, str(error), epoch=0, index=index)
-        return Question(record, text, reference, clips, index)
-
     batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+    groups = ([list(g) for _, g in groupby(batch, key=lambda i: records[i].media or i)] for batch in batches)
+
+    def read_group(group: list[int]) -> list[Question | Skip]:
+        return _read_group(records, group, read, seed)
+
     if num_workers == 0:
-        yield from ([read_row(i) for i in batch] for batch in batches)
+        yield from ([row for group in batch for row in read_group(group)] for batch in groups)
         return
     with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
-        ahead: list[list[Future[Question | Skip]]] = []
+        ahead: list[list[Future[list[Question | Skip]]]] = []
         try:
-            for batch in batches:
-                ahead.append([pool.submit(read_row, i) for i in batch])
+            for batch in groups:
+                ahead.append([pool.submit(read_group, group) for group in batch])
                 if len(ahead) == 2:
-                    yield [future.result() for future in ahead.pop(0)]
+                    yield [row for future in ahead.pop(0) for row in future.result()]
             for futures in ahead:
-                yield [future.result() for future in futures]
+                yield [row for future in futures for row in future.result()]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_group(records: Sequence[Record], group: Sequence[int], read: Read, seed: int) -> list[Question | Skip]:
+    """Rows of these indices, all about the same media."""
+    rows: list[Question | Skip] = []
+    shared: tuple[torch.Tensor, ...] | str | None = None
+    for index in group:
+        record, found = records[index], shared
+        if found is None:
+            rng = np.random.default_rng([seed, index])
+            untouched = rng.bit_generator.state
+            found = _read_media(record, read, rng)
+            # What was read without a random number is the same for every row.
+            shared = found if rng.bit_generator.state == untouched else None
+        if isinstance(found, str):
+            rows.append(Skip(record.id, record.source, found, epoch=0, index=index))
+        else:
+            rows.append(Question(record, *question_of(record), found, index))
+    return rows
+
+
+def _read_media(record: Record, read: Read, rng: np.random.Generator) -> tuple[torch.Tensor, ...] | str:
+    """The clips of a row, or what is wrong with them."""
+    try:
+        return tuple(read(medium, rng) for medium in record.media)
+    except (ValueError, OSError) as error:
+        return str(error)
 
 
 def media_as_json(record: Record, media_root: Path) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,20 +26,17 @@ class Answerer(Protocol):
     resize_strategy: str
     vision_backbone: Any
 
-    @property
-    def device(self) -> torch.device: ...
-
     def eval(self) -> Any: ...
 
-    def tokens_per_clip(self, num_frames: int, /) -> int: ...
-
-    def encode(self, frames: torch.Tensor, frames_per_medium: Sequence[int]) -> torch.Tensor: ...
+    def encode_frames(self, clips: list[torch.Tensor]) -> list[EncodedClip]: ...
 
     def get_prompt_builder(self, system_prompt: str | None = None) -> Any: ...
 
     def generate_batch(self, clips: list[Any], prompts: list[str], **options: Any) -> list[str]: ...
 
-    def score_choices(self, clip: Any, prompt: str, choices: list[str]) -> list[float]: ...
+    def score_choices_batch(
+        self, clips: list[Any], prompts: list[str], choices: list[list[str]]
+    ) -> list[list[float]]: ...
 
 
 @dataclass(frozen=True)
@@ -65,26 +61,13 @@ def prompt_of(vlm: Answerer, text: str) -> str:
     return builder.get_prompt()
 
 
-@torch.no_grad()
 def encode_clips(vlm: Answerer, questions: Sequence[Question]) -> list[list[EncodedClip]]:
-    """Visual tokens of the clips of each question; the frames of all questions go through the model together.
+    """The clips of each question; the frames of all questions go through the model together.
 
-    Clips of the same pixels are encoded once, and the model takes them for one clip. Clips of any number of frames are
-    taken as they are: their rows may ask for other numbers than the model's own.
+    Clips of any number of frames are taken as they are: their rows may ask for other numbers than the model's own.
     """
-    names = [[_pixels_hash(clip) for clip in question.clips] for question in questions]
-    clips = {n: c for row, q in zip(names, questions, strict=True) for n, c in zip(row, q.clips, strict=True)}
-    if not clips:
-        return [[] for _ in questions]
-    counts = [len(clip) for clip in clips.values()]
-    tokens = vlm.encode(torch.cat(list(clips.values())).to(vlm.device), counts)
-    parts = tokens.split([vlm.tokens_per_clip(T) for T in counts])
-    encoded = {name: EncodedClip(part) for name, part in zip(clips, parts, strict=True)}
-    return [[encoded[name] for name in row] for row in names]
-
-
-def _pixels_hash(clip: torch.Tensor) -> tuple[int, bytes]:
-    return len(clip), hashlib.blake2b(clip.contiguous().numpy().data, digest_size=16).digest()
+    encoded = iter(vlm.encode_frames([clip for question in questions for clip in question.clips]))
+    return [[next(encoded) for _ in question.clips] for question in questions]
 
 
 def generate(vlm: Answerer, questions: Sequence[Question], options: dict[str, Any]) -> list[Row]:
@@ -95,12 +78,13 @@ def generate(vlm: Answerer, questions: Sequence[Question], options: dict[str, An
 
 
 def choose(vlm: Answerer, questions: Sequence[Question], _options: dict[str, Any]) -> list[Row]:
-    """The letter that the model finds likeliest, with the likelihood of each option."""
+    """The letter that the model finds likeliest, with the likelihood of each option; all questions in one batch."""
+    offered = [parse_options(question.text) for question in questions]
+    prompts = [prompt_of(vlm, question.text) for question in questions]
+    letters_of = [[option.letter for option in options] for options in offered]
+    likely = vlm.score_choices_batch(encode_clips(vlm, questions), prompts, letters_of)
     rows = []
-    for question, clips in zip(questions, encode_clips(vlm, questions), strict=True):
-        options = parse_options(question.text)
-        letters = [option.letter for option in options]
-        scores = vlm.score_choices(clips, prompt_of(vlm, question.text), letters)
+    for question, options, letters, scores in zip(questions, offered, letters_of, likely, strict=True):
         best = letters[int(np.argmax(scores))]
         right = letters[meant_option(question.reference, options) or 0]
         likelihoods = {letter: round(float(score), 6) for letter, score in zip(letters, scores, strict=True)}

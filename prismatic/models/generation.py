@@ -1,4 +1,4 @@
-"""Asking: batched generation with visual tokens, and the likelihood of given answers.
+"""Asking: batched generation with visual tokens.
 
 Token by token work is left to the LLM's own `generate`; here are the prompt's embeddings, padding on the left, the ends
 of answers, and the check against the context length. What is known of a prompt's beginning is prefix.py's.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prismatic.models.memory import identity
-from prismatic.models.prefix import Prefix, PromptRow, whole_prompt
+from prismatic.models.prefix import Prefix, PromptRow
 from prismatic.prompting import tokenize_prompt
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
     if not prompts:
         return []
     tokenizer = vlm.llm_backbone.tokenizer
-    with _evaluating(vlm):
+    with evaluating(vlm):
         rows = prompt_rows(vlm, clips, prompts)
         kwargs["max_new_tokens"] = _room(vlm, max(len(row.embeds) for row in rows), kwargs)
         prefix = Prefix(vlm, rows, kwargs)
-        embeds, mask, positions = _pad_left(rows)
+        embeds, mask, positions = pad_left(rows)
         if positions is not None:
             kwargs["position_ids"] = positions
         ends = end_tokens(vlm, kwargs.pop("eos_token_id", None))
@@ -65,21 +65,8 @@ def generate_texts(vlm: PrismaticVLM, clips: Sequence[Any], prompts: Sequence[st
     return [_text(row, tokenizer, ends, stops) for row in ids.tolist()]
 
 
-@torch.no_grad()
-def score(vlm: PrismaticVLM, clip: Any, prompt: str, choices: Sequence[str], per_token: bool) -> list[float]:
-    """Normalised likelihoods of `choices`. See PrismaticVLM.score_choices."""
-    answers = _choice_ids(vlm, choices)
-    with _evaluating(vlm):
-        row = prompt_rows(vlm, [clip], [prompt])[0]
-        _check_context(vlm, len(row.embeds), max(map(len, answers)))
-        log_likelihoods = _answer_losses(vlm, row, answers)
-    if per_token:
-        log_likelihoods = log_likelihoods / torch.tensor([len(a) for a in answers], dtype=torch.float64)
-    return log_likelihoods.softmax(dim=0).tolist()
-
-
 @contextmanager
-def _evaluating(vlm: PrismaticVLM) -> Iterator[None]:
+def evaluating(vlm: PrismaticVLM) -> Iterator[None]:
     """No dropout inside (and no activation checkpointing, which would switch the KV cache off)."""
     training = [module for module in vlm.modules() if module.training]
     if training:
@@ -122,7 +109,7 @@ def _prompt_ids(vlm: PrismaticVLM, prompt: str, media_tokens: Sequence[int]) -> 
     return ids + tokenizer(vlm.template.head, add_special_tokens=False)["input_ids"] if vlm.template.head else ids
 
 
-def _pad_left(rows: Sequence[PromptRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def pad_left(rows: Sequence[PromptRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Rows to embeddings [B, S, D] and attention mask int64 [B, S]; answers then start in one column.
 
     The third are positions int64 [4, B, S] (of the text, then of time, height and width), where rows have them.
@@ -146,13 +133,14 @@ def _room(vlm: PrismaticVLM, length: int, kwargs: dict[str, Any]) -> int:
     asked = kwargs.pop("max_new_tokens", None)
     asked = kwargs.pop("max_length", None) if asked is None else asked  # of new tokens too: the prompt is embeddings
     if asked is not None:
-        _check_context(vlm, length, asked)
+        check_context(vlm, length, asked)
         return asked
-    _check_context(vlm, length, 1)
+    check_context(vlm, length, 1)
     return max(min(DEFAULT_NEW_TOKENS, vlm.llm_backbone.context_length - length), kwargs.get("min_new_tokens") or 1)
 
 
-def _check_context(vlm: PrismaticVLM, length: int, new: int) -> None:
+def check_context(vlm: PrismaticVLM, length: int, new: int) -> None:
+    """Raises ValueError when a prompt of `length` tokens and `new` more are longer than the LLM's context."""
     context = vlm.llm_backbone.context_length
     if length + new > context:
         raise ValueError(
@@ -203,55 +191,3 @@ def _text(ids: list[int], tokenizer: Any, ends: Sequence[int], stops: Sequence[s
     for stop in stops:
         text = text.partition(stop)[0]
     return text.strip()
-
-
-def _choice_ids(vlm: PrismaticVLM, choices: Sequence[str]) -> list[list[int]]:
-    tokenizer = vlm.llm_backbone.tokenizer
-    if isinstance(choices, str) or not choices:
-        raise ValueError(f"score_choices needs a list of answers, got {choices!r}")
-    rows = [list(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in choices]
-    for choice, row in zip(choices, rows, strict=True):
-        if not row:
-            raise ValueError(f"choice {choice!r} has no tokens")
-    if any(a is not b and len(a) < len(b) and b[: len(a)] == a for a in rows for b in rows):
-        end = tokenizer(vlm.template.end, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-        rows = [[*row, *end] for row in rows]
-    return rows
-
-
-def _answer_losses(vlm: PrismaticVLM, row: PromptRow, answers: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Log-likelihoods fp64 [C] of answers after a prompt."""
-    C, L = len(answers), max(map(len, answers))
-    ids = torch.zeros(C, L, dtype=torch.long, device=vlm.device)
-    real = torch.zeros(C, L, dtype=torch.bool, device=vlm.device)
-    for i, answer in enumerate(answers):
-        ids[i, : len(answer)] = torch.tensor(answer)
-        real[i, : len(answer)] = True
-    logits = (_logits_after if vlm.llm_backbone.separates else _logits_repeated)(vlm, row, ids[:, :-1])
-    tokens = logits.float().log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
-    return (tokens * real).sum(dim=1, dtype=torch.float64).cpu()
-
-
-def _logits_after(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [C, L + 1, V] after a prompt and after each of the ids [C, L] that continue it.
-
-    The prompt is computed once and its keys and values are shared. Padding stands behind the real tokens of a row,
-    where causal attention never looks.
-    """
-    llm, (C, L), S = vlm.llm_backbone.llm, ids.shape, len(row.embeds)
-    cache, first = whole_prompt(vlm, row)
-    if not L:
-        return first.expand(C, 1, -1)
-    repeated = cache.beginning(S, S + L, repeats=C)
-    # Text goes on behind the last token of the prompt, which is text: alike in time, height and width.
-    start = S if row.positions is None else int(row.positions[0, -1]) + 1
-    positions = torch.arange(start, start + L, device=vlm.device).expand(C, -1)
-    rest = llm(input_ids=ids, position_ids=positions, past_key_values=repeated, use_cache=True).logits
-    return torch.cat([first.expand(C, 1, -1), rest], dim=1)
-
-
-def _logits_repeated(vlm: PrismaticVLM, row: PromptRow, ids: torch.Tensor) -> torch.Tensor:
-    """The same for families whose cache is of another kind: the prompt is computed with each answer."""
-    assert row.positions is None, "every family with positions in space has the standard cache"
-    rows = torch.cat([row.embeds.expand(len(ids), -1, -1), vlm.llm_backbone.embed(ids)], dim=1)
-    return vlm.llm_backbone.llm(inputs_embeds=rows, use_cache=False).logits[:, len(row.embeds) - 1 :]

@@ -94,6 +94,19 @@ class PromptCache(DynamicCache):
             ],
         )
 
+    def row(self, index: int, length: int, room: int, repeats: int) -> PromptCache:
+        """A copy of the last `length` positions of one row, `repeats` times, with room for `room`."""
+        return _filled(
+            room,
+            [
+                [
+                    part[index : index + 1, :, -length:].expand(repeats, -1, -1, -1)
+                    for part in (layer.keys, layer.values)
+                ]
+                for layer in self.layers
+            ],
+        )
+
 
 def padded_left(caches: Sequence[PromptCache | None], lengths: Sequence[int], width: int, room: int) -> PromptCache:
     """One cache with the first lengths[i] positions of caches[i] (of one row each) as row i, at the right of `width`

@@ -81,9 +81,9 @@ class ClipReader:
         if isinstance(clip, (str, os.PathLike)):
             content = _file_key(os.path.expanduser(os.fspath(clip)))
         elif isinstance(clip, (Image.Image, np.ndarray, torch.Tensor)):
-            content = _pixels_key([clip])
+            content = pixels_key([clip])
         elif isinstance(clip, (list, tuple)) and _is_one_clip(clip):
-            content = _pixels_key(clip)
+            content = pixels_key(clip)
         # One frame in brackets is allowed in a list of clips, and refused elsewhere.
         bracketed = listed and isinstance(clip, (list, tuple, np.ndarray, torch.Tensor)) and len(clip) == 1
         return None if content is None else (content, bracketed, self)
@@ -145,7 +145,7 @@ def _is_one_clip(items: Sequence[Any]) -> bool:
     )
 
 
-def _pixels_key(pictures: Sequence[Any]) -> object | None:
+def pixels_key(pictures: Sequence[Any]) -> object | None:
     """Hash of pixels with their shape and kind; None for arrays that are no pixels."""
     digest = hashlib.blake2b(digest_size=16)
     for picture in pictures:

@@ -89,7 +89,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes of everything that is remembered."""
-        return sum(clip.nbytes for clip in self._clips.values()) + sum(p.cache.nbytes for p in self._prompts)
+        return sum(held.nbytes for part in self._parts() for held in part)
 
     def forget(self) -> None:
         """Forget all of it."""
@@ -150,12 +150,17 @@ class Memory:
             self._prompts.append(prompt)
             self._shrink()
 
+    def _parts(self) -> tuple[list[EncodedClip], list[PromptCache]]:
+        return list(self._clips.values()), [prompt.cache for prompt in self._prompts]
+
     def _shrink(self) -> None:
-        while self.nbytes > self._limit:
-            if self._prompts:
-                self._prompts.pop(0)
+        # From what there is more of: an evaluation goes through many clips, each with a prompt to keep for a while.
+        clips, prompts = (sum(held.nbytes for held in part) for part in self._parts())
+        while clips + prompts > self._limit:
+            if prompts >= clips:
+                prompts -= self._prompts.pop(0).cache.nbytes
             else:
-                self._clips.popitem(last=False)
+                clips -= self._clips.popitem(last=False)[1].nbytes
 
 
 def _limit(device: torch.device) -> int:

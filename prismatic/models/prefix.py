@@ -143,27 +143,13 @@ class Prefix:
         return cache
 
 
-def whole_prompt(vlm: PrismaticVLM, row: PromptRow) -> tuple[PromptCache, torch.Tensor]:
-    """Keys and values of a prompt, remembered, and the logits [1, 1, V] after its last token.
-
-    What is known of its beginning is not computed again.
-    """
-    from prismatic.models.kv_cache import PromptCache
-
-    length = len(row.embeds)
-    cache = vlm.memory.take(row.names, row.places, length) or PromptCache(length)
-    logits = _continue(vlm, row, cache, length)
-    vlm.memory.keep(_remembered(row, cache, length))
-    return cache, logits
-
-
-def _continue(vlm: PrismaticVLM, row: PromptRow, cache: PromptCache, length: int) -> torch.Tensor:
-    """Append the positions of a row up to `length` to what the cache has; the last one's logits [1, 1, V]."""
+def _continue(vlm: PrismaticVLM, row: PromptRow, cache: PromptCache, length: int) -> None:
+    """Append the positions of a row up to `length` to what the cache has."""
     start = cache.get_seq_length()
     given = {} if row.positions is None else {"position_ids": row.positions[:, None, start:length]}
     embeds = row.embeds[None, start:length]
     llm = vlm.llm_backbone.llm
-    return llm(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1, **given).logits
+    llm(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1, **given)
 
 
 def _remembered(row: PromptRow, cache: PromptCache, length: int) -> Remembered:

@@ -15,11 +15,12 @@ from torch import nn
 
 from prismatic.models.aggregators import Aggregator
 from prismatic.models.features import FeatureKeeper, batch_features
-from prismatic.models.generation import generate_texts, score
+from prismatic.models.generation import generate_texts
 from prismatic.models.linear import use_onednn
 from prismatic.models.llm.hf_causal import HFCausalLM
-from prismatic.models.media import ClipReader, EncodedClip
+from prismatic.models.media import ClipReader, EncodedClip, pixels_key
 from prismatic.models.memory import Memory
+from prismatic.models.scoring import score
 from prismatic.models.vision.base import VisionBackbone
 from prismatic.prompting import ChatTemplate, PromptBuilder
 from prismatic.types import IGNORE_INDEX, VISUAL_SLOT, Batch, Layout
@@ -212,8 +213,14 @@ class PrismaticVLM(nn.Module):
         A longer string has more factors below 1; per_token compares the mean log-likelihood of a token instead. When
         one choice begins another, the end of the answer counts for all. Raises ValueError for no or empty choices.
         """
+        return self.score_choices_batch([clip], [prompt], [choices], per_token)[0]
+
+    def score_choices_batch(
+        self, clips: Sequence[Any], prompts: Sequence[str], choices: Sequence[Sequence[str]], per_token: bool = False
+    ) -> list[list[float]]:
+        """`score_choices` of several prompts, each with its own frames and choices: as one by one, in one go."""
         with self._uncompiled():
-            return score(self, clip, prompt, choices, per_token)
+            return score(self, clips, prompts, choices, per_token)
 
     def _uncompiled(self) -> AbstractContextManager[None]:
         """Inside, compiled layers run as written: a cache that grows would have them compiled over and over."""
@@ -248,7 +255,7 @@ class PrismaticVLM(nn.Module):
                 assert isinstance(read, torch.Tensor)
                 fresh.append((place, key, read))
         if fresh:
-            encoded = self.encode_frames([pixels for _, _, pixels in fresh])
+            encoded = self._encode_clips([pixels for _, _, pixels in fresh])
             for (place, key, _), clip in zip(fresh, encoded, strict=True):
                 made[place] = clip
                 if key is not None:
@@ -257,7 +264,21 @@ class PrismaticVLM(nn.Module):
 
     @torch.no_grad()
     def encode_frames(self, clips: Sequence[torch.Tensor]) -> list[EncodedClip]:
-        """Clips uint8 [T, 3, R, R] of any T, encoded together."""
+        """Clips uint8 [T, 3, R, R] of any T, encoded together: those of the same pixels once, and none that `memory`
+        holds, so that they are one clip for questions about them.
+        """
+        self.memory.refresh(self, self.device)
+        keys = [("frames", pixels_key([clip])) for clip in clips]
+        known = {key: self.memory.clip(key) for key in keys}
+        fresh = {key: clip for key, clip in zip(keys, clips, strict=True) if known[key] is None}
+        if fresh:
+            for key, encoded in zip(fresh, self._encode_clips(list(fresh.values())), strict=True):
+                known[key] = encoded
+                self.memory.keep_clip(key, encoded)
+        return [clip for key in keys if (clip := known[key]) is not None]
+
+    @torch.no_grad()
+    def _encode_clips(self, clips: Sequence[torch.Tensor]) -> list[EncodedClip]:
         counts = [len(clip) for clip in clips]
         tokens = self.encode(torch.cat(list(clips)).to(self.device), counts)
         parts = tokens.split([self.tokens_per_clip(T) for T in counts])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from prismatic.data.moving_shapes_render import render
+from prismatic.models.media import EncodedClip
 from prismatic.types import ImageSpec
 
 NUM_VAL = 6
@@ -40,20 +40,14 @@ class StandIn:
         self.likeliest = likeliest
         self.resize_strategy = "resize-naive"
         self.vision_backbone = SimpleNamespace(image_spec=ImageSpec(16))
-        self.device = torch.device("cpu")
         self.calls: list[tuple[list[str], dict[str, Any]]] = []
 
     def eval(self) -> StandIn:
         return self
 
-    def tokens_per_clip(self, T: int) -> int:
-        return T
-
-    def encode(self, frames: torch.Tensor, frames_per_medium: Sequence[int]) -> torch.Tensor:
-        assert frames.dtype == torch.uint8
-        assert frames.shape[1:] == (3, 16, 16)
-        assert len(frames) == sum(frames_per_medium)
-        return frames.float().mean(dim=(1, 2, 3))[:, None]
+    def encode_frames(self, clips: list[torch.Tensor]) -> list[EncodedClip]:
+        assert all(clip.dtype == torch.uint8 and clip.shape[1:] == (3, 16, 16) for clip in clips)
+        return [EncodedClip(clip.float().mean(dim=(1, 2, 3))[:, None]) for clip in clips]
 
     def get_prompt_builder(self, system_prompt: str | None = None) -> Builder:
         return Builder()
@@ -62,6 +56,6 @@ class StandIn:
         self.calls.append((prompts, options))
         return [f"frames {[len(clip.tokens) for clip in row]}" for row in clips]
 
-    def score_choices(self, clip: Any, prompt: str, choices: list[str]) -> list[float]:
-        assert [len(c.tokens) for c in clip] == [self.num_frames]
-        return [0.9 if i == self.likeliest else 0.1 / (len(choices) - 1) for i in range(len(choices))]
+    def score_choices_batch(self, clips: list[Any], prompts: list[str], choices: list[list[str]]) -> list[list[float]]:
+        assert all([len(c.tokens) for c in row] == [self.num_frames] for row in clips)
+        return [[0.9 if i == self.likeliest else 0.1 / (len(own) - 1) for i in range(len(own))] for own in choices]

@@ -10,6 +10,7 @@ import pytest
 
 from prismatic.conf import cli
 from prismatic.conf.run import EvaluateConfig
+from prismatic.data.media import MediaReader
 from prismatic.eval.evaluate import evaluate, rows_to_answer
 from prismatic.eval.tasks import TASKS
 from tests.eval.shapes import NUM_VAL, StandIn, render_clips
@@ -183,19 +184,23 @@ def test_tasks_are_those_of_the_contract() -> None:
     assert {"caption", "choice", "open"} <= set(TASKS.names())
 
 
-def test_rows_about_one_clip_are_asked_together_and_it_is_encoded_once(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampler", "workers"), [("uniform", "0"), ("uniform", "2"), ("random", "0")])
+def test_rows_about_one_clip_are_asked_together_and_it_is_read_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, workers: str
+) -> None:
     videos = [row["videos"] for row in json.loads((data / "moving-shapes/val.json").read_text())]
     asked = [(0, "Short?"), (1, "A longer one, about the other clip?"), (0, "What, and why, and where, and when?")]
     asked += [(2, "x?"), (1, "y?"), (0, "z?")]
     rows = [_row({"videos": videos[v]}, question=q, row_id=str(i)) for i, (v, q) in enumerate(asked)]
-    vlm = StandIn()
-    encoded: list[int] = []
-    encode = vlm.encode
-    vlm.encode = lambda frames, counts: (encoded.append(len(counts)), encode(frames, counts))[1]  # type: ignore
-    args = [*_annotations(data, "several.json", rows), "--dataset.metric", "null"]
+    vlm, opened = StandIn(), []
+    read = MediaReader.read
+    monkeypatch.setattr(MediaReader, "read", lambda *args: (opened.append(args[1]), read(*args))[1])
+    args = [*_annotations(data, "several.json", rows), "--dataset.metric", "null", "--dataset.sampler", sampler]
+    args += ["--dataset.num_workers", workers]
     evaluate(_cfg(data, tmp_path, *args), vlm)
     assert [row["id"] for row in _rows(tmp_path)] == [str(i) for i in range(6)]
     assert [row["question"] for row in _rows(tmp_path)] == [question for _, question in asked]
     prompts = [prompt.rpartition("\n")[2].removeprefix("human: ") for batch, _ in vlm.calls for prompt in batch]
     assert [prompts.index(q) // 3 for v, q in asked if v == 0] == [0, 0, 0]
-    assert encoded == [2, 2], "four rows about two clips, two rows about two"
+    # Four rows about two clips, then two rows about two; frames taken at random are each row's own.
+    assert len(opened) == (6 if sampler == "random" else 4)

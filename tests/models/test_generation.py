@@ -128,6 +128,38 @@ def test_score_choices_is_the_likelihood_of_whole_strings(make_vlm, family_name,
     assert vlm.score_choices(clip(0), text, choices, per_token=per_token) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("family_name", ["llama", "mistral-sliding", "gemma2", "gemma3_text"])
+def test_choices_of_several_prompts_are_scored_as_one_by_one(make_vlm, family_name):
+    vlm = make_vlm(family_name)
+    letters, words = ["A", "B", "C"], ["red", "blue square splits", "1", "no"]
+    asked = [(clip(0), 0, words), (clip(1), 1, letters), (None, 2, words[:2]), (clip(1), 0, words), (clip(0), 1, words)]
+    clips, prompts, choices = zip(*[(c, prompt(vlm, PROMPTS[p]), own) for c, p, own in asked], strict=True)
+    alone = []
+    for one in zip(clips, prompts, choices, strict=True):
+        vlm.memory.forget()
+        alone.append(vlm.score_choices(*one))
+    vlm.memory.forget()
+    for _ in range(2):  # nothing known, then what is remembered
+        together = vlm.score_choices_batch(clips, prompts, choices)
+        assert [len(row) for row in together] == [len(own) for own in choices]
+        for row, expected in zip(together, alone, strict=True):
+            assert row == pytest.approx(expected, abs=1e-5)
+    assert vlm.score_choices_batch([], [], []) == []
+    with pytest.raises(ValueError, match="each prompt needs its own"):
+        vlm.score_choices_batch(clips[:1], prompts, choices)
+
+
+def test_clips_of_the_same_pixels_are_encoded_once(make_vlm):
+    vlm, counted = make_vlm(), []
+    vlm.vision_backbone.register_forward_hook(lambda _, frames, __: counted.append(len(frames[0])))
+    R = vlm.vision_backbone.image_spec.resolution
+    a, b = (torch.randint(0, 256, (T, 3, R, R), dtype=torch.uint8) for T in (2, 3))
+    first, second, again = vlm.encode_frames([a, b, a.clone()])
+    assert counted == [5] and first is again and first is not second
+    assert vlm.encode_frames([b.clone()]) == [second] and counted == [5]
+    torch.testing.assert_close(torch.cat([first.tokens, second.tokens]), vlm.encode(torch.cat([a, b]), (2, 3)))
+
+
 def test_score_choices_of_one_token_each_and_of_beginnings(make_vlm):
     vlm = make_vlm()
     letters = vlm.score_choices(clip(0), prompt(vlm), ["A", "B", "C", "D"])

@@ -64,6 +64,21 @@ def test_other_types_are_left_to_pytorch(monkeypatch):
         assert layer.float()(torch.randn(8, 16)).dtype == torch.bfloat16
 
 
+@needs_onednn
+def test_few_rows_take_onednn_where_the_weight_is_large(monkeypatch):
+    called = []
+    product = linear._product
+    monkeypatch.setattr(linear, "_product", lambda *a: called.append(1) or product(*a))
+    monkeypatch.setattr(linear, "_LARGE_WEIGHT", 24 * 40)
+    with torch.no_grad():
+        for rows, wide in ((1, False), (1, True), (4, False), (0, True)):
+            plain = nn.Linear(24, 40 if wide else 39)
+            x = torch.randn(rows, 24)
+            called.clear()
+            torch.testing.assert_close(as_onednn(plain)(x), plain(x))
+            assert bool(called) == (rows > 0 and (wide or rows >= 4))
+
+
 def test_layers_change_in_place_where_it_is_faster(monkeypatch):
     class Own(nn.Linear):
         pass

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prismatic.models.llm.last_layer import shorten_last_layer
+from prismatic.models.llm import last_layer
 
 if TYPE_CHECKING:
     from prismatic.models.llm.hf_causal import HFCausalLM
@@ -82,7 +82,7 @@ def use_attention(backbone: HFCausalLM, kind: str, device: torch.device, half: b
     name = OURS.get(chosen) or _THEIRS[chosen]
     llm.set_attn_implementation(name)
     # It is told the borders of packed examples as attention is, so it goes with our own kinds.
-    backbone.shortened = chosen in OURS and shorten_last_layer(backbone)
+    backbone.shortened = chosen in OURS and last_layer.shorten_last_layer(backbone)
     return name
 
 
@@ -184,10 +184,12 @@ def _by_segment(
 @lru_cache(maxsize=1)
 def keep_out_of_graphs() -> None:
     """To be called before layers are compiled: the loop over examples is not to be, which would be a graph for every
-    number and length of them. Not said where it is defined: that alone imports the whole compiler, for seconds.
+    number and length of them; nor is that of the last layer. Not said where they are defined: that alone imports the
+    whole compiler, for seconds.
     """
     global _loop
     _loop = torch.compiler.disable(_loop)
+    last_layer.keep_out_of_graphs()
 
 
 def _loop(

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 
 if TYPE_CHECKING:
     from prismatic.models.llm.hf_causal import HFCausalLM
@@ -141,6 +140,8 @@ def _attend(
 
 def _segment(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """Queries of the last positions of an example, over all its positions up to there."""
+    from torch.nn.attention.bias import causal_lower_right  # brings in the whole compiler, for seconds
+
     few, many, window = query.shape[2], keys.shape[2], options.get("sliding_window")
     if window is not None and many > window:
         at = torch.arange(many, device=query.device)

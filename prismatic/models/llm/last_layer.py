@@ -8,6 +8,7 @@ is Llama's (norm, attention, sum, norm, MLP, sum); others are left alone.
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,15 @@ def shorten_last_layer(backbone: HFCausalLM) -> bool:
         return isinstance(layer, _AtRows)
     layer.__class__ = type(type(layer).__name__, (_AtRows, type(layer)), {})
     return True
+
+
+@lru_cache(maxsize=1)
+def keep_out_of_graphs() -> None:
+    """To be called before layers are compiled: what attention does here depends on how many labels each example has,
+    so each batch would be a graph of its own.
+    """
+    global _by_example
+    _by_example = torch.compiler.disable(_by_example)
 
 
 class _AtRows:
@@ -78,8 +88,6 @@ class _AtRows:
         return attn.o_proj(_by_example(attn, query, key, value, rows, borders).flatten(1))[None]
 
 
-# What it does depends on how many labels each example has; compiled, each batch would be a graph of its own.
-@torch.compiler.disable
 def _by_example(
     attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, borders: torch.Tensor
 ) -> torch.Tensor:

@@ -184,6 +184,11 @@ def test_batch_beams_and_choices(native_family: str, native) -> None:
         losses = [float(vlm(collate([_cut(vlm, clips[0], c)], pad_token_id=0, packing=False))[0]) for c in choices]
     expected = torch.tensor([-loss for loss in losses], dtype=torch.float64).softmax(0).tolist()
     assert likely == pytest.approx(expected, abs=1e-4)
+    lists = [choices, choices[2:] * 2, choices[:2], choices]
+    alone = [vlm.score_choices(*one) for one in zip(clips, prompts, lists, strict=True)]
+    vlm.memory.forget()
+    for row, one in zip(vlm.score_choices_batch(clips, prompts, lists), alone, strict=True):
+        assert row == pytest.approx(one, abs=1e-5)
 
 
 def test_further_questions_take_up_what_is_known(native_family: str, native) -> None:
