@@ -8,8 +8,8 @@ is reported before cached features are bit for bit those computed now, and the l
     python benchmarks/bench_features.py --config A --repeats 3
     python benchmarks/bench_features.py --config A,C --aggregator stpool
 
-With --aggregator ours aggregates the frames, which is another model, against the reference with all tokens (benchmark 3);
-the gate is then a plain implementation of that aggregator.
+With --aggregator ours aggregates the frames, which is another model, against the reference with all tokens
+(benchmark 3); the gate is then a plain implementation of that aggregator.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Ours:
         """The same with nothing in the cache yet."""
         assert self.cache is not None
         for folder in ("entries", "notes"):
-            shutil.rmtree(self.cache / folder)
+            shutil.rmtree(self.cache / folder, ignore_errors=True)
         return self.epoch()
 
 
@@ -154,8 +154,8 @@ def run(config: str, aggregator: str, args: argparse.Namespace, folder: Path) ->
     reached = target is None or (theirs / known >= target and break_even <= BREAK_EVEN)
     report(
         "features",
-        f"{config}, {aggregator}: reference {theirs:.3f}, live {ours:.3f} ({theirs / ours:.2f}x), cached {known:.3f} CPU-s an "
-        f"example = {theirs / known:.1f}x (target {target or '-'}x); filling {fill:.3f} = break-even after "
+        f"{config}, {aggregator}: reference {theirs:.3f}, live {ours:.3f} ({theirs / ours:.2f}x), cached {known:.3f} "
+        f"CPU-s an example = {theirs / known:.1f}x (target {target or '-'}x); filling {fill:.3f} = break-even after "
         f"{break_even:.2f} epochs (target {BREAK_EVEN}); {size / 1e6:.2f} MB a clip ({dtype}); "
         f"cores busy {costs[3].busy:.0%}",
         config=config,

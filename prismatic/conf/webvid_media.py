@@ -42,7 +42,7 @@ class ExtractConfig:
     clips_per_shard: int = 256  # Videos in a shard
     output: Path = Path("frames")  # Folder of the frames
     retry_failed: bool = False  # Try the videos again that failed before
-    ids: str = ""  # Only these: ID,ID,... or a text file with one id a line
+    ids: str = ""  # Only these: ID,ID,... or a file: .txt with one id a line, or a .json list
     seed: int = 7  # Of samplers that draw
     num_workers: int = 2  # Processes that decode; with --engine ray, those of each Ray task
     timeout: float = 60.0  # Seconds after which the decoding of a video counts as failed

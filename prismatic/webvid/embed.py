@@ -35,12 +35,12 @@ def embed(cfg: EmbedConfig) -> str:
     cfg.validate()
     ENGINES.get(cfg.engine)
     job = _job(cfg)
-    keep_settings(cfg.output / SETTINGS, _settings(cfg))
-    clear_partial(cfg.output)
     total = count_usable(cfg.catalog)
     if not total:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
     with VectorStore(cfg.output / "vectors.sqlite") as store:
+        keep_settings(cfg.output / SETTINGS, _settings(cfg), empty=store.is_empty())
+        clear_partial(cfg.output)
         now = _compute(cfg, job, total, store)
         count, dim, failed = _count(cfg.catalog, store)
         if not count:
@@ -95,7 +95,7 @@ class _Keys:
             return hashlib.blake2b(row.caption.encode(), digest_size=16).hexdigest()
         try:
             stat = os.stat(self._videos / row.path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in it
             return f"{row.path}, gone"
         return f"{row.path}, {stat.st_size} bytes, {stat.st_mtime_ns}"
 

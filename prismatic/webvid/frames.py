@@ -86,8 +86,11 @@ def image_spec(vision_id: str) -> ImageSpec:
 
     from prismatic.models.vision.zoo import build_vision
 
-    with torch.device("meta"):
-        return build_vision(vision_id, pretrained=False).image_spec
+    try:
+        with torch.device("meta"):
+            return build_vision(vision_id, pretrained=False).image_spec
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model.", "--")) from error
 
 
 def square_of(vision_id: str, strategy: str) -> ImageSpec:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from prismatic.conf.webvid import WeaveConfig
+from prismatic.data.media_paths import MediaPathError, MediaRoot
 from prismatic.data.weave import Shown, split_frames
 from prismatic.webvid.catalog import Catalog, read_catalog
 from prismatic.webvid.clusters_file import Grouped, read_clusters_file
@@ -32,15 +33,19 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """Extracted frames of one video, in time. files: names; a manifest, where there is one, says which are whole."""
+    """Extracted frames of one video, in time. folder: below that of --frames. files: names; a manifest, where there is
+    one, says which are whole.
+    """
 
-    folder: Path
+    folder: str
     files: tuple[str, ...]
 
-    def uniform(self, count: int) -> list[Path]:
-        """`count` of the frames at even distances, first and last included; of a shorter folder some come twice."""
+    def uniform(self, count: int) -> list[str]:
+        """Paths below the folder of --frames of `count` of the frames at even distances, first and last included; of
+        a shorter folder some come twice.
+        """
         indices = np.linspace(0, len(self.files) - 1, count).astype(int)
-        return [self.folder / self.files[i] for i in indices.tolist()]
+        return [f"{self.folder}/{self.files[i]}" for i in indices.tolist()]
 
 
 def weave(cfg: WeaveConfig) -> str:
@@ -155,18 +160,23 @@ def _video_columns(names: list[str], frames: list[int]) -> tuple[dict[str, Any],
 
 def _frame_columns(cfg: WeaveConfig) -> Callable[[list[str], list[int]], tuple[dict[str, Any], str]]:
     assert cfg.frames is not None
-    root = cfg.frames
-    prefix = below(root, cfg.media_root or root, "--frames")
+    prefix, root = below(cfg.frames, cfg.media_root or cfg.frames, "--frames"), MediaRoot(cfg.frames)
 
     def columns(names: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
-        files = [f for i, n in zip(names, frames, strict=True) for f in read_frame_folder(root / i).uniform(n)]
-        return {"frames": [prefix + file.relative_to(root).as_posix() for file in files]}, "<video>\n"
+        files = [f for i, n in zip(names, frames, strict=True) for f in read_frame_folder(root, i).uniform(n)]
+        return {"frames": [prefix + file for file in files]}, "<video>\n"
 
     return columns
 
 
-def read_frame_folder(folder: Path) -> FrameFolder:
-    """The frames of one video. Raises ValueError when the folder is missing, empty, or unlike its manifest.json."""
+def read_frame_folder(root: MediaRoot, clip_id: str) -> FrameFolder:
+    """The frames of one video below the folder of --frames. Raises ValueError when its own folder is missing, empty,
+    unlike its manifest.json, or leads elsewhere.
+    """
+    try:
+        folder = Path(root.resolve(clip_id))
+    except MediaPathError as error:
+        raise ValueError(f"--frames {root.root}: the id {clip_id!r} leads out of it, by itself or by a link") from error
     if not folder.is_dir():
         raise ValueError(f"--frames: {folder} is missing; every video of the clusters needs a folder of frames")
     names = sorted(
@@ -182,7 +192,7 @@ def read_frame_folder(folder: Path) -> FrameFolder:
             raise ValueError(f"--frames: {manifest} lists {len(indices)} frames, the folder holds {len(names)}")
     if not names:
         raise ValueError(f"--frames: {folder} holds no .png or .jpg file")
-    return FrameFolder(folder, tuple(names))
+    return FrameFolder(folder.relative_to(root.root).as_posix(), tuple(names))
 
 
 def below(folder: Path, root: Path, name: str) -> str:

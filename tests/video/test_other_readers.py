@@ -22,6 +22,8 @@ DECORD_REFUSES = {
     "interlaced-mpg": "hangs",
     "wmv2-wmv": "hangs or returns other frames",
     "vp8-webm": "codec 'vp8'",
+    "odd-size-webm": "codec 'vp8'",
+    "no-cues-mkv": "cannot be opened",
     "vp9-webm": "codec 'vp9'",
     "vp9-altref-webm": "codec 'vp9'",
     "av1-mp4": "codec 'av1'",

@@ -154,6 +154,22 @@ def test_a_kill_after_any_batch_changes_no_byte(
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])
+def test_a_lost_machine_leaves_nothing_half_written(
+    form: str, heap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = extract_module.ENGINES.get("local")
+
+    def losing(job: object, batches: object, workers: object) -> object:
+        (tmp_path / "out/.000001.tar.gone.77.partial").write_bytes(b"half")
+        (tmp_path / "out/.abc.partial").mkdir()
+        yield from real(job, batches, workers)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(extract_module.ENGINES._entries, "local", losing)
+    assert "9 done now" in extract(_cfg(heap, tmp_path / "out", form))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["folder", "shards"])
 def test_a_catalog_that_grows_costs_what_is_new_and_failures_are_retried_when_asked(form: str, tmp_path: Path) -> None:
     captions = write_heap(tmp_path / "v", 5)
     make_catalog(tmp_path, captions)
@@ -185,7 +201,12 @@ def test_ids_and_short_videos(heap: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_dir()) == ["000", "004"]
     manifest = json.loads((tmp_path / "a/000/manifest.json").read_text())
     assert manifest == {"indices": [0, 1, 2], "num_frames": 3, "fps": 5.0}
-    assert "1 videos: 1 done now" in extract(_cfg(heap, tmp_path / "b", ids="003, nobody"))
+    told = extract(_cfg(heap, tmp_path / "b", ids="003, nobody"))
+    assert "1 videos: 1 done now" in told and "of --ids 1 are no usable videos of the catalog: nobody" in told
+    (tmp_path / "ids.json").write_text("\ufeff" + json.dumps(["000", "004"]), encoding="utf-8")
+    assert "2 videos: 2 done now" in extract(_cfg(heap, tmp_path / "c", ids=str(tmp_path / "ids.json")))
+    many = ",".join(f"{i:03d}" for i in range(2000))  # longer than a file's name may be
+    assert "9 videos: 9 done now" in extract(_cfg(heap, tmp_path / "d", ids=many))
 
 
 def test_ids_that_are_no_names(tmp_path: Path) -> None:
@@ -226,6 +247,7 @@ def test_ids_that_are_no_names(tmp_path: Path) -> None:
         ({"sampler": "unifrom"}, "did you mean 'uniform'"),
         ({"engine": "dask"}, "unknown engine 'dask' for --engine"),
         ({"ids": "nobody"}, "no row has status ok and an id of --ids"),
+        ({"ids": "gone.txt"}, "--ids gone.txt: no such file"),
         ({"catalog": Path("gone.parquet")}, "--catalog gone.parquet: no such file"),
     ],
 )
