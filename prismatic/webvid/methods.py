@@ -60,7 +60,7 @@ class Videos:
     @cached_property
     def both(self) -> Vectors:
         """Looks beside words, weighted by caption_weight."""
-        return quantise(side_by_side(self.looks, self.words, self.caption_weight), self.ids, None, self.scratch)
+        return side_by_side(self.looks, self.words, self.caption_weight, self.scratch)
 
 
 Method = Callable[[Videos, int, int], Labels]
