@@ -162,7 +162,7 @@ def _may_be_folder(name: str) -> bool:
     return extension not in _IMAGES and extension != ".tar" and not _is_video_extension(extension)
 
 
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
 
 
 @cache

@@ -26,6 +26,7 @@ _ABOUT_ONE = "Describe what is happening in the {}."
 _INDEXED = re.compile(re.escape(_ABOUT_ONE).replace(r"\{\}", rf"(({'|'.join(_ORDINALS)}) video|video number \d+)"))
 _TIMES, _FRAMES = "Give the time of each part.", "Give the frames of each part."
 _ORDER, _ODD = "In which order do these first appear?", "Which video is least like the others?"
+_ASKED = {"order-question": _ORDER, "odd-one-out": _ODD}
 # Words that say nothing about what a video shows.
 _COMMON = frozenset(
     "a an the of in on at to and or with for from by into over under near is are was were be being it its this that "
@@ -105,6 +106,11 @@ def odd_one_out(clips: Sequence[Shown], prompt: str, rng: np.random.Generator) -
     if sum(mean <= means[odd] + 1e-9 for mean in means) > 1:
         return indexed(clips, prompt, rng)
     return _choice([_ODD], [f"the {_nth(k)}" for k in range(len(clips))], odd)
+
+
+def is_as_asked(form: str, question: str) -> bool:
+    """False when the captions did not let the form (an id) ask what it is named after, and it asked as another does."""
+    return form not in _ASKED or _ASKED[form] in question.splitlines()
 
 
 def answered_by_all_captions(question: str) -> bool:

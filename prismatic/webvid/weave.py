@@ -19,16 +19,16 @@ from tqdm import tqdm
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.data.media_paths import MediaPathError, MediaRoot
 from prismatic.data.weave import Shown, split_frames
+from prismatic.video.images import IMAGE_EXTENSIONS
 from prismatic.webvid.catalog import Catalog, read_catalog
 from prismatic.webvid.clusters_file import Grouped, read_clusters_file
 from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import epoch_path, read_text, write_rows
-from prismatic.webvid.forms import FORMS
+from prismatic.webvid.forms import FORMS, is_as_asked
 from prismatic.webvid.shard_rows import is_shard_folder, shard_names
 from prismatic.webvid.texts import Rows
 
 BATCH = 8192  # examples whose clips are Python objects at a time
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,20 @@ def weave(cfg: WeaveConfig) -> str:
         for size in sizes:
             split_frames(cfg.total_frames, size)
         output = epoch_path(cfg.output, epoch, cfg.epochs)
-        count = write_rows(output, _examples(cfg, clips, clusters, epoch))
+        other = Others()
+        count = write_rows(output, _examples(cfg, clips, clusters, epoch, other))
         budgets = "; ".join(f"{size} videos of {_told(split_frames(cfg.total_frames, size))} frames" for size in sizes)
         lines.append(f"{output}: {count} examples ({cfg.form}), {cfg.total_frames} frames each: {budgets}")
+        if other.count:
+            lines.append(f"  {other.count} of them have captions that {cfg.form} cannot ask about, and ask otherwise")
     return "\n".join(lines)
+
+
+@dataclass
+class Others:
+    """How many examples another form had to ask."""
+
+    count: int = 0
 
 
 NamesOf = Callable[[Rows, list[str]], list[str]]
@@ -108,7 +118,9 @@ def read_clusters(path: Path, found: Catalog, catalog: Path) -> Clusters:
     return Clusters(rows, file.ends)
 
 
-def _examples(cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int) -> Iterator[dict[str, Any]]:
+def _examples(
+    cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int, other: Others
+) -> Iterator[dict[str, Any]]:
     """Rows of one epoch: clusters in a drawn order, each with its videos in a drawn order."""
     form = FORMS.get(cfg.form)
     columns = _frame_columns(cfg) if cfg.frames is not None and not is_shard_folder(cfg.frames) else _video_columns
@@ -131,6 +143,7 @@ def _examples(cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int) ->
                     for i, n in zip(drawn, frames, strict=True)
                 ]
                 question, answer = form(shown, cfg.prompt, rng)
+                other.count += not is_as_asked(cfg.form, question)
                 media, placeholders = columns([names[i] for i in drawn], frames)
                 yield {
                     "id": ", ".join([ids[i] for i in drawn]),
@@ -180,7 +193,8 @@ def read_frame_folder(root: MediaRoot, clip_id: str) -> FrameFolder:
     if not folder.is_dir():
         raise ValueError(f"--frames: {folder} is missing; every video of the clusters needs a folder of frames")
     names = sorted(
-        (e.name for e in os.scandir(folder) if e.name.lower().endswith(FRAME_SUFFIXES)), key=lambda n: (len(n), n)
+        (e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in IMAGE_EXTENSIONS),
+        key=lambda n: (len(n), n),
     )
     manifest = folder / "manifest.json"
     if manifest.is_file():
@@ -191,7 +205,7 @@ def read_frame_folder(root: MediaRoot, clip_id: str) -> FrameFolder:
         if len(indices) != len(names):
             raise ValueError(f"--frames: {manifest} lists {len(indices)} frames, the folder holds {len(names)}")
     if not names:
-        raise ValueError(f"--frames: {folder} holds no .png or .jpg file")
+        raise ValueError(f"--frames: {folder} holds no picture ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     return FrameFolder(folder.relative_to(root.root).as_posix(), tuple(names))
 
 
