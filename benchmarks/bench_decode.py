@@ -4,7 +4,8 @@
 
 The clips (H.264, 10 s, 596x336, drifting noise) are made on the spot. Opening the file counts. The gate: ours gives
 exactly the pixels of a plain sequential PyAV decode; a peer whose frames differ by more than rounding of the colour
-conversion gets no ratio.
+conversion gets no ratio. Last, --dataset.sampler keyframes on longer clips with just as many keyframes as frames are
+taken, beside the exact choice that it stands for, of ours and of the peers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from common import best_of, report
 from numpy.typing import NDArray
 
 from prismatic.video.decode import open_video
+from prismatic.video.sampling import ClipFacts, sample
 
 Frames = NDArray[np.uint8]
 Decode = Callable[[Path, list[int]], Frames]
@@ -27,7 +29,7 @@ WIDTH, HEIGHT, FPS, SECONDS = 596, 336, 30, 10
 SAME_FRAME = 1.5  # mean difference in levels: another frame of these clips differs by more than 5
 
 
-def make_clip(path: Path, gop: int, seed: int) -> None:
+def make_clip(path: Path, gop: int, seed: int, frames: int = FPS * SECONDS) -> None:
     """A clip whose content moves, with a keyframe every `gop` frames and B-frames between."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 255, (HEIGHT // 8 + 60, WIDTH // 8 + 60, 3), np.uint8)
@@ -36,8 +38,9 @@ def make_clip(path: Path, gop: int, seed: int) -> None:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(gop), "sc_threshold": "0"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
-        for i in range(FPS * SECONDS):
-            view = np.ascontiguousarray(picture[i : i + HEIGHT, i : i + WIDTH])
+        for i in range(frames):
+            at = abs((i + FPS * SECONDS) % (2 * FPS * SECONDS) - FPS * SECONDS)  # there and back
+            view = np.ascontiguousarray(picture[at : at + HEIGHT, at : at + WIDTH])
             for packet in stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
@@ -140,6 +143,29 @@ def run(clips: list[Path], gop: int, count: int, args: argparse.Namespace) -> No
     report("decode", line, frames=count, gop=gop, clips=len(clips), **values)
 
 
+def run_keyframes(clips: list[Path], gop: int, count: int, args: argparse.Namespace) -> None:
+    """Keyframes instead of exact frames: the gate, the measurement, its two lines."""
+    with open_video(clips[0]) as clip:
+        facts = ClipFacts.of(clip)
+    rng = np.random.default_rng(0)
+    exact, snapped = (sample(facts, count, name, rng).tolist() for name in ("uniform", "keyframes"))
+    for clip in clips:
+        if not (ours(1)(clip, snapped) == plain_pyav(1)(clip, snapped)).all():
+            raise SystemExit("keyframes: pixels are not those of a sequential decode")
+    found = dict(decoders(args.peers, [1], clips[0]))
+    wanted = [(ours(1), snapped), *((decode, exact) for decode in found.values())]
+    jobs = [lambda d=decode, i=indices: [d(clip, i).shape for clip in clips] for decode, indices in wanted]
+    costs = [1000 * cost.cpu / len(clips) for _, cost in best_of(args.repeats, *jobs)]
+    names = ["keyframes", *(f"{name.split(',')[0]} exact" for name in found)]
+    told = [
+        f"{name} {cost:.1f} CPU-ms ({cost / costs[0]:.1f}x)" for name, cost in zip(names[1:], costs[1:], strict=True)
+    ]
+    asked = f"keyframes {snapped} of {facts.num_frames} frames, T={count}, one every {gop}"
+    line = f"{asked}: {costs[0]:.1f} CPU-ms; {'; '.join(told)}"
+    values = {f"{name.replace(' ', '_')}_cpu_ms": cost for name, cost in zip(names, costs, strict=True)}
+    report("decode", line, frames=count, gop=gop, clips=len(clips), indices=snapped, **values)
+
+
 def main() -> None:
     """Parse flags and run every setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,6 +183,11 @@ def main() -> None:
                 make_clip(clip, gop, i)
             for count in args.frames:
                 run(clips, gop, count, args)
+        for gop in args.gop:
+            clips = [Path(folder, f"keys-{gop}-{i}.mp4") for i in range(min(2, args.clips))]
+            for i, clip in enumerate(clips):
+                make_clip(clip, gop, i, gop * min(args.frames))
+            run_keyframes(clips, gop, min(args.frames), args)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,17 @@ from pathlib import Path
 import torch
 from common import Cost, measured, report
 from reference import Reference, read_batch
-from workload import WORKLOADS, Workload, build_dataset, build_loader, build_model, records_of, trained, write_clips
+from workload import (
+    AGGREGATORS,
+    WORKLOADS,
+    Workload,
+    build_dataset,
+    build_loader,
+    build_model,
+    records_of,
+    trained,
+    write_clips,
+)
 
 from prismatic import dist
 from prismatic.conf.models import ModelConfig
@@ -33,12 +43,6 @@ from prismatic.types import Batch
 
 LEARNING_RATE = 1e-4
 LOSS_GATE, WEIGHT_GATE = 1e-5, 1e-3
-AGGREGATORS = {
-    "concat": ("concat", {}),
-    "stpool": ("st-pool", {}),
-    "pool2": ("spatial-pool", {"stride": 2}),
-    "mean": ("mean", {}),
-}
 
 
 class Ours:

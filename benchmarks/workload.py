@@ -51,6 +51,14 @@ class Workload:
     vocabulary: int = VOCABULARY
 
 
+AGGREGATORS: dict[str, tuple[str, dict[str, int]]] = {
+    "concat": ("concat", {}),
+    "stpool": ("st-pool", {}),
+    "pool2": ("spatial-pool", {"stride": 2}),
+    "mean": ("mean", {}),
+}
+"""Name on the command line: (id, options) of the aggregator."""
+
 WORKLOADS = {
     "A": Workload("timm:vit_base_patch16_224", 4, layers=4, width=256, heads=4, inner=688, batch=4),
     "B": Workload("timm:vit_small_patch16_224", 4, layers=12, width=768, heads=12, inner=2048, batch=2),

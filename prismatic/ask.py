@@ -48,6 +48,7 @@ class Conversation:
 
     def __init__(self, vlm: PrismaticVLM, cfg: GenerateConfig) -> None:
         self.vlm = vlm
+        vlm.sampler = cfg.sampler
         self.system_prompt = cfg.system_prompt
         self.media: Path | None = None
         self.builder: PromptBuilder = vlm.get_prompt_builder(system_prompt=self.system_prompt)

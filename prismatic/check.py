@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from prismatic.build_data import build_dataset
 from prismatic.conf.data import DatasetConfig, url_of
 from prismatic.conf.run import PretrainConfig
 from prismatic.conf.webvid_rows import ValidateConfig
-from prismatic.data.annotation_files import AnnotationError, read_rows
+from prismatic.data.annotation_files import AnnotationError, read_parts
 from prismatic.data.annotations import RecordTable, check_media
 from prismatic.data.dataset import ClipDataset, ContextError
+from prismatic.data.file_records import FileRows
 from prismatic.data.media import MediaReader
 from prismatic.data.media_paths import MediaRoot
 from prismatic.data.schemas import parse_row
@@ -90,7 +91,8 @@ def validate(cfg: ValidateConfig) -> str:
     """
     cfg.validate()
     DECODERS.get(cfg.decoder)
-    files, val_files = _files(cfg.annotations), _files(cfg.val_annotations) if cfg.val_annotations else []
+    files = _files(cfg.annotations, "--annotations")
+    val_files = _files(cfg.val_annotations, "--val_annotations") if cfg.val_annotations else []
     findings = Findings()
     tables = [_read(file, cfg.media_root, findings) for file in files]
     val_root = cfg.val_media_root or cfg.media_root
@@ -169,8 +171,12 @@ class Checker:
         return None
 
 
-def _files(given: Path | list[Path]) -> list[Path]:
-    return given if isinstance(given, list) else [given]
+def _files(given: Path | list[Path], flag: str) -> list[Path]:
+    files = given if isinstance(given, list) else [given]
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{flag} {file}: no such file")
+    return files
 
 
 def _read(file: Path, media_root: Path, findings: Findings) -> RecordTable:
@@ -178,7 +184,9 @@ def _read(file: Path, media_root: Path, findings: Findings) -> RecordTable:
     root = MediaRoot(url_of(media_root) or media_root)
 
     def records() -> Iterator[Record]:
-        for row in tqdm(read_rows(file, seed=0), unit="row", desc=f"reading {file.name}"):
+        parts = read_parts(file, 0, partial(FileRows.open, root=root))  # a large file is not read whole
+        rows = (part.rows[at] for part in parts for at in part.chosen)
+        for row in tqdm(rows, total=sum(len(part.chosen) for part in parts), unit="row", desc=f"reading {file.name}"):
             try:
                 yield parse_row(row, root)
             except AnnotationError as error:

@@ -89,8 +89,10 @@ class Registry(Generic[T]):
         return unknown_id_message(self.kind, name, self._entries, self.flag)
 
 
-def unknown_id_message(kind: str, name: str, known: Iterable[str], flag: str | None = None) -> str:
-    """The text of an unknown-id error: nearest ids first, all ids when they are few."""
+def unknown_id_message(
+    kind: str, name: str, known: Iterable[str], flag: str | None = None, lister: str = "python -m prismatic list"
+) -> str:
+    """The text of an unknown-id error: nearest ids first, all ids when they are few, otherwise the command `lister`."""
     ids = list(known)
     near = difflib.get_close_matches(name, ids, n=3, cutoff=0.5) or [i for i in ids if name.lower() in i.lower()][:3]
     text = f"unknown {kind} '{name}'"
@@ -100,7 +102,7 @@ def unknown_id_message(kind: str, name: str, known: Iterable[str], flag: str | N
         text += "; did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     if len(ids) <= 12:
         return f"{text} (known: {', '.join(ids)})"
-    return f"{text} ({len(ids)} are known; `python -m prismatic list` prints them)"
+    return f"{text} ({len(ids)} are known; `{lister}` prints them)"
 
 
 def import_plugins(modules: str) -> None:

@@ -14,7 +14,9 @@ def main() -> int:
     cfg.validate()
 
     from prismatic.ask import Conversation, load_for_asking
+    from prismatic.video.sampling import SAMPLERS
 
+    SAMPLERS.get(cfg.sampler)
     vlm = load_for_asking(cfg.model_path, num_frames=cfg.num_frames, hf_token=cfg.hf_token, device=cfg.device)
     conversation = Conversation(vlm, cfg)
     if cfg.media is not None:

@@ -46,7 +46,7 @@ def main() -> None:
         print(_usage())
         return
     if name not in SUBCOMMANDS:
-        raise cli.CommandLineError(unknown_id_message("subcommand", name, SUBCOMMANDS))
+        raise cli.CommandLineError(unknown_id_message("subcommand", name, SUBCOMMANDS, lister="webvid.py --help"))
     config, module = SUBCOMMANDS[name]
     cfg = cli.parse(config, sys.argv[2:], prog=f"webvid.py {name}")
     print(getattr(importlib.import_module(module), name)(cfg))

@@ -14,6 +14,7 @@ import pytest
 from prismatic.check import Checker, InvalidAnnotationsError, validate
 from prismatic.conf.models import ModelConfig
 from prismatic.conf.webvid_rows import ValidateConfig
+from prismatic.data import annotation_files, row_index
 from prismatic.types import Medium
 from tests.webvid.videos import write_video
 
@@ -52,6 +53,23 @@ def _found(cfg: ValidateConfig, caplog: pytest.LogCaptureFixture) -> tuple[str, 
     with caplog.at_level(logging.INFO), pytest.raises(InvalidAnnotationsError) as caught:
         validate(cfg)
     return str(caught.value), caplog.text
+
+
+def test_files_that_are_not_there_are_named_by_their_flags(root: Path) -> None:
+    for flag in ("annotations", "val_annotations"):
+        with pytest.raises(ValueError, match=rf"--{flag} .*gone.json: no such file"):
+            validate(_cfg(root, [_row("t", "Q?")], **{flag: root / "gone.json"}))
+
+
+def test_large_files_are_not_read_whole(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = [_row(f"r{i}", video="a.mp4") for i in range(9)]
+    rows[4], rows[7] = {"id": "bad"}, _row("gone", video="gone.mp4")
+    small = _found(_cfg(root, rows), caplog)
+    monkeypatch.setattr(row_index, "INDEXED_FROM", 1)
+    monkeypatch.setattr(annotation_files.WholeFile, "__getitem__", None)
+    assert _found(_cfg(root, rows), caplog)[0] == small[0] == "2 problems in 9 rows: 1 row, 1 media"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

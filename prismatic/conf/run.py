@@ -193,6 +193,7 @@ class GenerateConfig:
     prompt: str = "Describe what is happening in the video."  # The question
     system_prompt: str | None = None  # Replaces the template's system prompt
     num_frames: int | None = None  # Frames taken from a video; default: as trained
+    sampler: str = "uniform"  # Which frames of a video are taken; `python -m prismatic list sampler`
     device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
     hf_token: str = ".hf_token"  # Token for gated models: a file, or the name of an environment variable
     plugins: str = ""  # Your own modules to import before ids are resolved, comma-separated

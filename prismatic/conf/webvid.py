@@ -30,7 +30,7 @@ class CatalogConfig:
     captions: Path | None = None  # CSV, JSON, JSONL, Parquet (or a pattern); none: a .txt beside each video holds its
     output: Path = Path("catalog.parquet")  # The catalog; what was probed is kept beside it in OUTPUT.probed.sqlite
     id_column: str | None = None  # Column of the ids; default: videoid, video_id or id, or else the file's name
-    path_column: str | None = None  # Column of the files; default: path, video, file, ..., or page_dir/videoid.*
+    path_column: str | None = None  # Column of the files; default: path, video, file, ..., else by page_dir and videoid
     caption_column: str | None = None  # Column of the captions; default: name, caption, text or description
     num_workers: int = 2  # Processes that open files; with --engine ray, those of each Ray task
     timeout: float = 60.0  # Seconds after which a file that does not open counts as broken

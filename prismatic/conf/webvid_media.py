@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORMATS = ("folder", "shards")
-IMAGE_FORMATS = ("png", "jpeg")
+IMAGE_FORMATS = ("png", "jpeg", "ppm")
 
 
 def _at_least_one(**values: float | None) -> None:
@@ -34,13 +34,15 @@ class ExtractConfig:
     num_frames: int = 16  # Frames of each video; a video with fewer gives all it has
     sampler: str = "uniform"  # Which frames; `python -m prismatic list sampler`
     format: str = "folder"  # folder: OUTPUT/ID/0000.png; shards: OUTPUT/000000.tar, with an index beside each
-    image_format: str = "png"  # png: exact; jpeg: a tenth of the size
+    image_format: str = "png"  # png: exact; jpeg: a tenth of the size; ppm: exact, not compressed, the quickest to read
     quality: int = 95  # Of jpeg, 1 to 100
     short_side: int | None = None  # Frames are made smaller until their shorter side has so many pixels; none: as is
+    vision_backbone_id: str = ""  # Frames become this backbone's square input here, and training scales them no more
+    image_resize_strategy: str = "letterbox"  # With --vision_backbone_id: as --model.image_resize_strategy of the model
     clips_per_shard: int = 256  # Videos in a shard
     output: Path = Path("frames")  # Folder of the frames
     retry_failed: bool = False  # Try the videos again that failed before
-    ids: str = ""  # Only these: ID,ID,... or a text file with one id a line
+    ids: str = ""  # Only these: ID,ID,... or a file: .txt with one id a line, or a .json list
     seed: int = 7  # Of samplers that draw
     num_workers: int = 2  # Processes that decode; with --engine ray, those of each Ray task
     timeout: float = 60.0  # Seconds after which the decoding of a video counts as failed
@@ -58,6 +60,10 @@ class ExtractConfig:
         )
         _one_of("format", self.format, FORMATS)
         _one_of("image_format", self.image_format, IMAGE_FORMATS)
+        if self.short_side is not None and self.vision_backbone_id:
+            raise ValueError("--short_side and --vision_backbone_id both say how large frames become; leave one out")
+        if self.image_resize_strategy != ExtractConfig.image_resize_strategy and not self.vision_backbone_id:
+            raise ValueError("--image_resize_strategy does nothing without --vision_backbone_id ID")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"--quality must be from 1 to 100, got {self.quality}")
 

@@ -14,8 +14,8 @@ class ReportConfig:
     --catalog data/webvid/catalog.parquet --output data/webvid/report.html
     Sizes and cohesion of the clusters beside chance, a map, the best, median and worst clusters as contact sheets,
     woven examples as a model sees them, and the skipped files by reason. The page opens offline and holds its own
-    pictures; they are also written as PNG into the folder OUTPUT's name with `_files`, beside skipped.jsonl with the
-    reason of each video that is left out. It stays below 20 MB.
+    pictures; they are also written as PNG into the folder OUTPUT's name with `_files`, beside the rows of the woven
+    examples and skipped.jsonl with the reason of each video that is left out. It stays below 20 MB.
     """
 
     clusters: Path = Path("clusters.json")  # From `webvid.py cluster`

@@ -124,7 +124,7 @@ class IdsConfig:
 
     Example: python scripts/webvid.py ids --catalog data/webvid/catalog.parquet --output data/webvid/video_ids.json
     Of a catalog the rows with status ok, in its order; of a clusters file or (woven) annotations every video once, in
-    the order in which rows first name it. `extract --ids FILE` takes a .txt of it.
+    the order in which rows first name it. `extract --ids FILE` takes either.
     """
 
     catalog: Path | None = None  # From `webvid.py catalog`

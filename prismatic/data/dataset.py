@@ -226,7 +226,8 @@ class ClipDataset(Dataset[Example]):
             frames, cache = join_clips(found)
             return frames, tuple(clip.num_frames for clip in found), cache
         clips = [self.read.read(medium, rng) for medium in record.media]
-        return torch.cat(clips) if clips else None, tuple(len(clip) for clip in clips), None
+        frames = torch.cat(clips) if len(clips) > 1 else next(iter(clips), None)
+        return frames, tuple(len(clip) for clip in clips), None
 
     def _tokenized(self, record: Record, media_tokens: Sequence[int]) -> Tokenized:
         """Raises ContextError, ZeroLabelsError or ValueError."""

@@ -108,10 +108,12 @@ def remembered_facts(content: str, decoder: str, notes: Notes) -> ClipFacts | No
     """What a decoder said of a video with this content; None when nothing is remembered."""
     known = notes.get(digest("facts", content, decoder))
     try:
+        keys = known["keyframes"]
         return ClipFacts(
             int(known["num_frames"]),
             float(known["fps"]),
             np.frombuffer(base64.b64decode(known["timestamps"]), np.float64),
+            None if keys is None else np.asarray(keys, np.int64),
         )
     except (TypeError, KeyError, ValueError):
         return None
@@ -121,7 +123,8 @@ def remember_facts(content: str, decoder: str, facts: ClipFacts, notes: Notes) -
     """Keep what a decoder said of a content."""
     if facts.timestamps is not None and facts.num_frames <= MAX_TIMESTAMPS:
         times = base64.b64encode(np.ascontiguousarray(facts.timestamps, np.float64).tobytes()).decode()
-        value = {"num_frames": facts.num_frames, "fps": facts.fps, "timestamps": times}
+        keys = None if facts.keyframes is None else facts.keyframes.tolist()
+        value = {"num_frames": facts.num_frames, "fps": facts.fps, "timestamps": times, "keyframes": keys}
         notes.put(digest("facts", content, decoder), value)
 
 

@@ -13,7 +13,7 @@ import torch
 from prismatic.data.feature_cache import FeatureCache, FeatureCacheError
 from prismatic.data.feature_cache_entry import DamagedEntryError
 from prismatic.data.feature_cache_notes import identify, is_as_before, remember_facts, remembered_facts
-from prismatic.data.media import MediaReader, facts_of
+from prismatic.data.media import MediaReader
 from prismatic.types import CachedFeatures, Medium
 from prismatic.video.decode import open_video
 from prismatic.video.frame_folder import open_frames
@@ -88,7 +88,7 @@ class CachedReader:
                 return found
             damaged = found.damaged
         with open_video(medium.paths[0], self.read.decoder) as clip:
-            opened = facts_of(clip)
+            opened = ClipFacts.of(clip)
             key = self._key(medium, known.content, opened)
             if facts is None:
                 found = self._lookup(key)

@@ -11,7 +11,6 @@ import torch
 from prismatic.conf.data import DatasetConfig
 from prismatic.types import ImageSpec, Medium
 from prismatic.video.augment import augment
-from prismatic.video.clip import Clip
 from prismatic.video.decode import open_video
 from prismatic.video.frame_folder import open_frames
 from prismatic.video.images import read_image
@@ -68,12 +67,7 @@ class MediaReader:
             with open_frames(medium.paths) as clip:
                 return clip.get(np.arange(len(clip)))
         with open_video(medium.paths[0], self.decoder) as clip:
-            return clip.get(self.choose(facts_of(clip), medium, rng))
-
-
-def facts_of(clip: Clip) -> ClipFacts:
-    """What a sampler may know of an open clip."""
-    return ClipFacts(len(clip), clip.fps, clip.timestamps)
+            return clip.get(self.choose(ClipFacts.of(clip), medium, rng))
 
 
 def reader_of(

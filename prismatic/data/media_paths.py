@@ -37,7 +37,7 @@ class MediaRoot:
         self._is_url = is_url(root)
         self.root = str(root).rstrip("/") if self._is_url else os.path.abspath(root)
         self._real = self.root if self._is_url else os.path.realpath(self.root)
-        self._links: dict[str, frozenset[str]] = {}  # folder -> names of the links in it
+        self._odd: dict[str, frozenset[str]] = {}  # folder -> names in it of links, and of folders named like files
         self._videos: dict[str, str] | None = None
 
     def resolve(self, path: str) -> str:
@@ -56,14 +56,14 @@ class MediaRoot:
             path = self._normalize(path)
         full = f"{self.root}/{path}"
         folder, _, name = full.rpartition("/")
-        links = self._links.get(folder)
-        if links is None:
-            if len(self._links) >= _KEPT_FOLDERS:  # of millions of folders, one a clip, none is met again soon
-                self._links.clear()
-            links = self._links[folder] = self._look_at(folder, path)
-        if name in links and not self._holds(os.path.realpath(full)):
+        odd = self._odd.get(folder)
+        if odd is None:
+            if len(self._odd) >= _KEPT_FOLDERS:  # of millions of folders, one a clip, none is met again soon
+                self._odd.clear()
+            odd = self._odd[folder] = self._look_at(folder, path)
+        if name in odd and not self._holds(os.path.realpath(full)):
             raise self._outside(path, f"a link to {os.path.realpath(full)}")
-        if not self._is_url and _may_be_folder(name):
+        if name in odd or _may_be_folder(name):
             self._look_into(full, path)
         return full
 
@@ -119,7 +119,7 @@ class MediaRoot:
             raise self._outside(path, f"a link to {real}")
         try:
             with os.scandir(real) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_symlink())
+                return frozenset(entry.name for entry in entries if _is_odd(entry))
         except OSError:  # no such folder: its files are reported as missing where they would be read
             return frozenset()
 
@@ -152,12 +152,17 @@ def kind_of(path: str) -> str:
     return "video" if extension not in _IMAGES and is_dir(path) else "image"
 
 
+def _is_odd(entry: os.DirEntry[str]) -> bool:
+    """Whether what lies under a name may be elsewhere, or is a folder though it is named like a file."""
+    return entry.is_symlink() or (entry.is_dir() and not _may_be_folder(entry.name))
+
+
 def _may_be_folder(name: str) -> bool:
     extension = os.path.splitext(name)[1].lower()
     return extension not in _IMAGES and extension != ".tar" and not _is_video_extension(extension)
 
 
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
 
 
 @cache

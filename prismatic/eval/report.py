@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonlines
+
 from prismatic.eval.report_gallery import Card, cards
 from prismatic.eval.report_page import SECTIONS
 from prismatic.report.run_report import write_run_report
@@ -121,16 +123,14 @@ def read_evaluations(run_dir: Path) -> list[Evaluation]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file. Raises ValueError naming the line; a last line that was cut off is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", newline="\n") as file:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                log.warning("%s: the last line is cut off, left out", path)
-                break
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            rows.extend(jsonlines.Reader(file).iter(type=dict))
+        except jsonlines.InvalidLineError as error:
+            if error.line.endswith("\n") or file.read(1):
+                raise ValueError(f"{path}, {error}") from error
+            log.warning("%s: the last line is cut off, left out", path)
     return rows
 
 

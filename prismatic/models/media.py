@@ -50,16 +50,19 @@ class EncodedClip:
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads every form of a clip. num_frames: T of a video. strategy: id of the resize strategy."""
+    """Reads every form of a clip. num_frames: T of a video. strategy, sampler: ids of how it is made square, and of
+    which frames are taken.
+    """
 
     spec: ImageSpec
     strategy: str
     num_frames: int
+    sampler: str = "uniform"
 
     def read(self, frames: Any) -> list[torch.Tensor | EncodedClip]:
         """The clips of one prompt, each uint8 [T, 3, R, R] or already encoded; none for None.
 
-        An image is a clip of one frame; a video is sampled uniformly to num_frames (a shorter one repeats frames).
+        An image is a clip of one frame; a video is sampled to num_frames (a shorter one repeats frames).
         Raises ValueError when a list or array of images has another length than num_frames, or for another type;
         MediaError (a ValueError) for a file that cannot be read.
         """
@@ -129,8 +132,8 @@ class ClipReader:
         if not is_video(path) and not is_shard_path(path) and not is_dir(path):
             return read_image(path)
         with open_video(path) as clip:
-            facts = ClipFacts(len(clip), clip.fps, clip.timestamps)
-            return clip.get(sample(facts, self.num_frames, "uniform", np.random.default_rng(0), short="repeat"))
+            indices = sample(ClipFacts.of(clip), self.num_frames, self.sampler, np.random.default_rng(0), "repeat")
+            return clip.get(indices)
 
     def _resize(self, frames: np.ndarray) -> torch.Tensor:
         from prismatic.video.transforms import resize

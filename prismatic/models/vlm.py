@@ -77,6 +77,7 @@ class PrismaticVLM(nn.Module):
         self.layout = layout
         self.num_frames = num_frames
         self.resize_strategy = resize_strategy
+        self.sampler = "uniform"  # which frames are taken of a video that it is asked about; an id of SAMPLERS
         self.memory = Memory()
         use_onednn(self)
         self.feature_keeper: FeatureKeeper | None = None  # set by a run that trains with a feature cache
@@ -236,7 +237,7 @@ class PrismaticVLM(nn.Module):
 
     def encode_new(self, frames: Any) -> list[EncodedClip]:
         """`encode_clips` for a caller that has refreshed `memory` itself: clips that it holds are not encoded again."""
-        reader = ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames)
+        reader = ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames, self.sampler)
         made: list[EncodedClip | None] = []
         fresh: list[tuple[int, object | None, torch.Tensor]] = []
         for place, (clip, listed) in enumerate(reader.clips(frames)):

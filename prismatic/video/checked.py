@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,11 @@ class FileFacts:
     timestamps: np.ndarray
     fps: float
     size: tuple[int, int]
+
+    def of_clip(self) -> dict[str, Any]:
+        """What a Clip of this file is made with."""
+        keys = self.index.keyframes
+        return {"timestamps": self.timestamps, "fps": self.fps, "size": self.size, "keyframes": keys}
 
 
 def read_facts(path: str | os.PathLike[str]) -> FileFacts:

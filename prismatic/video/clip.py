@@ -49,15 +49,25 @@ class Clip(ABC):
         timestamps: float64 [len], seconds at which frames are shown; the first is 0 (a folder's manifest may say more).
         fps: mean frames per second.
         width, height: pixels of a frame as shown, after rotation. Pixels are taken as square.
+        keyframes: int64, ascending numbers of the frames that need no other to be decoded; None: all (pictures). Empty
+            when the file does not say.
     """
 
     def __init__(
-        self, source: object, decoder: str, *, timestamps: np.ndarray, fps: float, size: tuple[int, int]
+        self,
+        source: object,
+        decoder: str,
+        *,
+        timestamps: np.ndarray,
+        fps: float,
+        size: tuple[int, int],
+        keyframes: np.ndarray | None = None,
     ) -> None:
         assert timestamps.dtype == np.float64 and timestamps.ndim == 1
         self.source, self.decoder = str(source), decoder
         self.timestamps, self.fps = timestamps, fps
         self.width, self.height = size
+        self.keyframes = keyframes
 
     def __len__(self) -> int:
         return len(self.timestamps)

@@ -45,7 +45,7 @@ class DecordClip(Clip):
         # It seeks by these times; of H.264 in AVI it makes nonsense and then returns any frame.
         if not np.allclose(starts - starts[0], facts.timestamps, rtol=0, atol=0.5 / facts.fps):
             raise refuse(path, DECODER, "its times of the frames are wrong")
-        super().__init__(path, DECODER, timestamps=facts.timestamps, fps=facts.fps, size=facts.size)
+        super().__init__(path, DECODER, **facts.of_clip())
 
     def _read(self, indices: list[int]) -> Iterable[np.ndarray]:
         if self._reader is None:

@@ -36,6 +36,8 @@ class FrameFinder:
         self._by_time = index.ordered
         self._whole = False  # whether the file must be decoded from its start, frame by frame
         self._wanted: set[int] = set()  # ticks of the frames of the plan
+        self._last: set[int] = set()  # of these, the ticks after which decoding goes on elsewhere
+        self._in_fields = False  # whether a picture may lie in two packets
         # Where decoding stands, and how it came there:
         self._at = -1  # number of the frame that came last
         self._frame: VideoFrame | None = None
@@ -58,6 +60,7 @@ class FrameFinder:
         frame = self._walk.next()
         if frame is None or not len(self.index):
             return None
+        self._in_fields = frame.interlaced_frame
         if self._by_time and frame.pts is not None:
             self.index = self.index.keep(self.index.ticks >= frame.pts)
         if not len(self.index):
@@ -93,7 +96,11 @@ class FrameFinder:
         """Say which frames `find` will be called for next; those in between need not be decoded for themselves."""
         # Packets that the decoder has read ahead may have been left out because the last plan did not want them.
         self._onward = not self._leaving_out
-        self._wanted = {int(self.index.ticks[number]) for number in numbers}
+        ordered = sorted(numbers)
+        ticks = self.index.ticks[ordered].tolist()
+        following = zip(ordered, [*ordered[1:], None], ticks, strict=True)
+        self._wanted = set(ticks)
+        self._last = {tick for number, after, tick in following if after is None or self._key_ahead(number, after)}
 
     def find(self, number: int) -> VideoFrame | None:
         """Frame `number` of the plan, or None when it does not appear even if the whole file is decoded."""
@@ -127,8 +134,8 @@ class FrameFinder:
     def _approach(self, number: int) -> None:
         """Stand anywhere before frame `number` from where it can be decoded, as near as is worth it."""
         standing = self._onward and self._at < number
-        key = self.index.key_before(number) if self._by_time and not self._whole else None
-        if key is None or key.rank <= (self._at + _SEEK_COST if standing else 0):
+        key = self._key_ahead(self._at if standing else -_SEEK_COST, number)
+        if key is None:
             if not standing:
                 self._rewind()
         elif self._walk.seek(key):
@@ -137,12 +144,18 @@ class FrameFinder:
             self._whole = True
             self._rewind()
 
+    def _key_ahead(self, at: int, number: int) -> Packed | None:
+        """The keyframe to seek to for frame `number` when decoding stands at frame `at`; None to decode onward."""
+        key = self.index.key_before(number) if self._by_time and not self._whole else None
+        return key if key is not None and key.rank > at + _SEEK_COST else None
+
     def _advance(self, number: int) -> VideoFrame | None:
         """Decode up to frame `number`; None when it does not come, or comes damaged after a seek."""
         # In a torn file nothing is left out: how the decoder patches a torn picture depends on all before it.
         self._leaving_out = self._by_time and not self._whole and not self.index.cut_short
         needed = self._is_needed if self._leaving_out else None
-        while (frame := self._walk.next(needed)) is not None:
+        last = self._is_last if self._leaving_out and not self._in_fields else None
+        while (frame := self._walk.next(needed, last)) is not None:
             if not self._stand_at(frame):
                 self._by_time = False
                 return None
@@ -158,6 +171,9 @@ class FrameFinder:
     def _is_needed(self, packet: Packet) -> bool:
         proof = self._unproved is not None and packet.pts == self._unproved.pts
         return proof or packet.pts is None or packet.pts in self._wanted
+
+    def _is_last(self, packet: Packet) -> bool:
+        return packet.pts in self._last
 
     def _stand_at(self, frame: VideoFrame) -> bool:
         """Note that `frame` has been decoded; False when its time contradicts the index."""

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from prismatic.video.clip import MediaError, check_size
 from prismatic.video.storage import is_url, read_bytes
 
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"})
 """Extensions that count as frames in a folder. Any file that Pillow reads can be opened by its own path."""
 
 DECODER = "image"
@@ -54,7 +54,8 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
     Raises MediaError for a file that is missing, no image, damaged, or larger than MAX_PIXELS.
     """
     with _opened(path, data) as image:
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))[None]
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise an upright picture is copied, too
+        return np.asarray(_to_rgb(image))[None]
 
 
 @contextmanager

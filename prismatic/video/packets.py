@@ -66,6 +66,11 @@ class PacketIndex:
     def __len__(self) -> int:
         return len(self.ticks)
 
+    @property
+    def keyframes(self) -> np.ndarray:
+        """Numbers of the shown frames that are keyframes, int64, ascending."""
+        return np.asarray([key.rank for key in self.keys if self.shows(key)], np.int64)
+
     def key_before(self, rank: int) -> Packed | None:
         """The last keyframe from which frame `rank` can be decoded, or None for the start of the file."""
         place = bisect_right(self.keys, rank, key=lambda key: key.rank) - 1

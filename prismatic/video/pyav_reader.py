@@ -38,8 +38,10 @@ def explain(path: str | os.PathLike[str], decoder: str, error: BaseException) ->
         return MediaError(path, decoder, "no permission to read it")
     if Path(path).stat().st_size == 0:
         return MediaError(path, decoder, "the file is empty")
-    name = type(error).__name__
-    return MediaError(path, decoder, f"is no video, is damaged, or was cut off before its index ({name}: {error})")
+    # FFmpeg's full text ends with the path: the same file has the same reason wherever it lies.
+    text = getattr(error, "strerror", None) or error
+    reason = f"is no video, is damaged, or was cut off before its index ({type(error).__name__}: {text})"
+    return MediaError(path, decoder, reason)
 
 
 class PyAVClip(Clip):
@@ -78,7 +80,7 @@ class PyAVClip(Clip):
         turned = frame.rotation % 180 != 0
         timestamps, fps = _times(self.index, self._walk)
         size = self._coded_size[::-1] if turned else self._coded_size
-        super().__init__(path, DECODER, timestamps=timestamps, fps=fps, size=size)
+        super().__init__(path, DECODER, timestamps=timestamps, fps=fps, size=size, keyframes=self.index.keyframes)
 
     @property
     def index(self) -> PacketIndex:

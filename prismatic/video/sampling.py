@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from prismatic.registry import Registry
+
+if TYPE_CHECKING:
+    from prismatic.video.clip import Clip
+
+log = logging.getLogger(__name__)
 
 Short = Literal["repeat", "fewer", "error"]
 
@@ -18,12 +25,19 @@ class ClipFacts:
     """What a sampler may know of a clip.
 
     num_frames: at least 1. fps: mean frames per second, above 0. timestamps: float64 [num_frames] seconds, ascending;
-    None means evenly spaced at fps.
+    None means evenly spaced at fps. keyframes: int64, ascending numbers of the frames that need no other to be decoded;
+    None means that all are (pictures), none at all that the file does not say.
     """
 
     num_frames: int
     fps: float = 1.0
     timestamps: np.ndarray | None = None
+    keyframes: np.ndarray | None = None
+
+    @staticmethod
+    def of(clip: Clip) -> ClipFacts:
+        """Of an open clip."""
+        return ClipFacts(len(clip), clip.fps, clip.timestamps, clip.keyframes)
 
     def seconds(self) -> np.ndarray:
         """Time of each frame from the first one on, float64 [num_frames]."""
@@ -91,6 +105,35 @@ def uniform_midpoint(facts: ClipFacts, count: int, rng: np.random.Generator) -> 
     """
     borders = np.round((facts.num_frames - 1) / count * np.arange(count + 1)).astype(np.int64)
     return (borders[:-1] + borders[1:]) // 2
+
+
+@SAMPLERS.register("keyframes")
+def keyframes(facts: ClipFacts, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The keyframes nearest to the frames of `uniform`, each once: no other frame needs to be decoded for them.
+
+    A video with fewer than `count` keyframes is sampled by `uniform`, which the log says once; so are pictures.
+    """
+    even, keys = _linspace(facts.num_frames, count), facts.keyframes
+    if keys is None:
+        return even
+    if len(keys) < count:
+        _say_few_keyframes(count)
+        return even
+    after = np.searchsorted(keys, even).clip(1, len(keys) - 1) if len(keys) > 1 else np.zeros(1, np.int64)
+    nearest = after - (even - keys[after - 1] <= keys[after] - even)
+    places = np.arange(count)
+    # Each at least one after the one before it, and early enough that the rest still has one each.
+    nearest = np.maximum.accumulate(nearest - places) + places
+    return keys[np.minimum(nearest, len(keys) - count + places)].astype(np.int64)
+
+
+@cache
+def _say_few_keyframes(count: int) -> None:
+    log.warning(
+        "--dataset.sampler keyframes: a video has fewer than %d keyframes; of it, and of all such, frames are taken as "
+        "by --dataset.sampler uniform",
+        count,
+    )
 
 
 @SAMPLERS.register("random")

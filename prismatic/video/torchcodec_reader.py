@@ -46,7 +46,7 @@ class TorchCodecClip(Clip):
                 raise _missing(error) from error
             raise refuse(path, DECODER, f"cannot be opened ({error})") from error
         check_count(path, DECODER, count, facts)
-        super().__init__(path, DECODER, timestamps=facts.timestamps, fps=facts.fps, size=facts.size)
+        super().__init__(path, DECODER, **facts.of_clip())
 
     def _read(self, indices: list[int]) -> Iterable[np.ndarray]:
         if self._reader is None:

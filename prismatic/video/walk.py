@@ -124,15 +124,19 @@ class Walk:
         self._packets, self._ahead = packets, deque(first)
         self._ready, self._drained = deque(), False
 
-    def next(self, wanted: Callable[[Packet], bool] | None = None) -> VideoFrame | None:
+    def next(
+        self, wanted: Callable[[Packet], bool] | None = None, last: Callable[[Packet], bool] | None = None
+    ) -> VideoFrame | None:
         """The next frame in order of showing, None at the end of the file.
 
         wanted: frames of packets for which it is false may be left out (they are when nothing else refers to them, and
         are then not decoded at all). None: every frame comes. Packets that the decoder refuses are passed over.
+        last: a packet for which it is true counts as the last one of the file: its frame comes without waiting for
+        those that might be shown before it, and after it `seek` or `rewind` is needed.
         """
         while not self._ready and not self._drained:
             packet = self._next_packet()
-            self._drained = packet is None
+            self._drained = packet is None or (last is not None and last(packet))
             if packet is not None and not packet.size:
                 continue
             context = self.stream.codec_context
@@ -140,6 +144,8 @@ class Walk:
                 context.skip_frame = "DEFAULT" if wanted is None or wanted(packet) else "NONREF"
             try:
                 self._ready.extend(context.decode(packet))
+                if packet is not None and self._drained:
+                    self._ready.extend(context.decode(None))
             except AV_ERRORS:
                 continue
         return self._ready.popleft() if self._ready else None

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prismatic.webvid.files import iter_lines, read_rows
+from prismatic.webvid.files import iter_lines, iter_rows
 
 ID_COLUMNS = ("videoid", "video_id", "id")
 PATH_COLUMNS = ("path", "video", "file", "filename", "file_name", "video_path")
@@ -39,11 +39,11 @@ class Caption:
 
 
 def read_captions(path: Path, columns: Columns) -> Iterator[Caption]:
-    """The rows of the table in its order, read as they are asked for (a .json is read whole).
+    """The rows of the table in its order, read as they are asked for; a .json without one row a line is read whole.
 
     Raises ValueError naming the file, the line and the flag to use.
     """
-    rows = _table(path)
+    rows = table_rows(path)
     first = next(rows, None)
     if first is None:
         return
@@ -67,15 +67,23 @@ def read_captions(path: Path, columns: Columns) -> Iterator[Caption]:
             raise ValueError(f"--captions {path}: row {number} has neither an id nor a file")
         page = _text(row, "page_dir")
         stem = f"{page}/{video_id}" if page else video_id
-        yield Caption(video_id, file, stem, " ".join(_text(row, caption_column).split()))
+        yield Caption(one_line(video_id), file, stem, one_line(_text(row, caption_column)))
 
 
-def _table(path: Path) -> Iterator[Mapping[str, Any]]:
+def one_line(text: str) -> str:
+    """Every run of white space as one blank: ids and captions stand in lists with one a line. Halves of a character,
+    which JSON can hold and UTF-8 cannot, become question marks.
+    """
+    return " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
+
+
+def table_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table of any kind as objects, as they are asked for. Raises ValueError naming file and line."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise ValueError(f"--captions {path}: no such file")
     if suffix == ".json":
-        return iter(read_rows(path, "--captions"))
+        return iter_rows(path, "--captions")
     if suffix == ".jsonl":
         return iter_lines(path, "--captions")
     if suffix == ".parquet":

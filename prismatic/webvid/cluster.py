@@ -73,7 +73,7 @@ def _measured(videos: Videos, labels: Labels, size: int, cfg: ClusterConfig) -> 
     for name, vectors in kinds:
         told = f"{cohesion(vectors, labels):.4f}, of random clusters {cohesion(vectors, chance):.4f}"
         told += f", at most about {cohesion_bound(vectors, size, cfg.seed):.4f}"
-        told += f", at least {cohesion_floor(vectors):.4f}" if cfg.method == "diverse" else ""
+        told += f", at least about {cohesion_floor(vectors):.4f}" if cfg.method == "diverse" else ""
         lines.append(f"  cohesion in {name} (mean cosine to the cluster's mean): {told}")
     return lines
 

@@ -23,6 +23,7 @@ from prismatic.video.clip import Clip
 from prismatic.video.decode import MediaError, open_video
 from prismatic.video.frame_folder import open_frames
 from prismatic.video.images import read_image
+from prismatic.webvid.extract import keep_settings
 from prismatic.webvid.files import write_rows
 from prismatic.webvid.rows import listed
 
@@ -30,17 +31,21 @@ log = logging.getLogger(__name__)
 
 STILL_SECONDS = 2.0  # how long a picture is shown among clips
 STILL_FPS = 1.0
+SETTINGS = "concat.json"  # what the videos of a folder are made with
 CHUNK = 32  # frames in memory at a time
 
 
 def concat(cfg: ConcatConfig) -> str:
     """Write cfg.output and return a summary. Raises ValueError for input that cannot be used, or when nothing works."""
     cfg.validate()
+    if not cfg.annotations.is_file():
+        raise ValueError(f"--annotations {cfg.annotations}: no such file")
     records = load_records(cfg.annotations, url_of(cfg.media_root) or cfg.media_root)[: cfg.limit]
     with_media = [(place, record) for place, record in enumerate(records) if record.media]
     if not with_media:
         raise ValueError(f"--annotations {cfg.annotations}: none of its rows has a video or a picture")
-    cfg.output.mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(cfg, name) for name in ("what", "num_frames", "fps", "height")}
+    keep_settings(cfg.output / SETTINGS, settings, empty=not any(cfg.output.glob("*.mp4")))
     with ThreadPoolExecutor(cfg.num_workers, thread_name_prefix="concat") as pool:
         bar = tqdm(total=len(with_media), unit="video", desc="concat")
         futures = [pool.submit(_make, record, place, cfg) for place, record in with_media]

@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from prismatic.conf.webvid_media import EmbedConfig
-from prismatic.types import ImageSpec
 from prismatic.video.sampling import SAMPLERS
 from prismatic.video.transforms import RESIZES
 from prismatic.webvid.catalog import count_usable, usable_rows, videos_folder
@@ -22,6 +21,7 @@ from prismatic.webvid.engine import ENGINES, Job, Workers, cut
 from prismatic.webvid.entries import Entry
 from prismatic.webvid.extract import FAILED, clear_partial, keep_settings, summary, write_failures
 from prismatic.webvid.files import whole_file
+from prismatic.webvid.frames import image_spec
 from prismatic.webvid.pool import Failure
 from prismatic.webvid.vector_store import VectorStore
 from prismatic.webvid.vectors import Backbone, CaptionJob, VideoJob
@@ -35,12 +35,12 @@ def embed(cfg: EmbedConfig) -> str:
     cfg.validate()
     ENGINES.get(cfg.engine)
     job = _job(cfg)
-    keep_settings(cfg.output / SETTINGS, _settings(cfg))
-    clear_partial(cfg.output)
     total = count_usable(cfg.catalog)
     if not total:
         raise ValueError(f"--catalog {cfg.catalog}: no row has status ok")
     with VectorStore(cfg.output / "vectors.sqlite") as store:
+        keep_settings(cfg.output / SETTINGS, _settings(cfg), empty=store.is_empty())
+        clear_partial(cfg.output)
         now = _compute(cfg, job, total, store)
         count, dim, failed = _count(cfg.catalog, store)
         if not count:
@@ -59,7 +59,7 @@ def _job(cfg: EmbedConfig) -> Job:
     return VideoJob(
         videos=str(videos_folder(cfg.catalog).resolve()),
         backbone=Backbone(cfg.vision_backbone_id, cfg.pretrained_backbones, device, cfg.precision, cfg.seed),
-        spec=_image_spec(cfg.vision_backbone_id),
+        spec=image_spec(cfg.vision_backbone_id),
         num_frames=cfg.num_frames,
         sampler=cfg.sampler,
         resize_strategy=cfg.image_resize_strategy,
@@ -73,16 +73,6 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no CUDA GPU here; pass --device cpu, or install a CUDA build")
     return "cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu"
-
-
-def _image_spec(vision_id: str) -> ImageSpec:
-    """How frames must be prepared, without making the weights."""
-    import torch
-
-    from prismatic.models.vision.zoo import build_vision
-
-    with torch.device("meta"):
-        return build_vision(vision_id, pretrained=False).image_spec
 
 
 def _settings(cfg: EmbedConfig) -> dict[str, object]:
@@ -105,7 +95,7 @@ class _Keys:
             return hashlib.blake2b(row.caption.encode(), digest_size=16).hexdigest()
         try:
             stat = os.stat(self._videos / row.path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in it
             return f"{row.path}, gone"
         return f"{row.path}, {stat.st_size} bytes, {stat.st_mtime_ns}"
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from prismatic.video.decode import is_video
-from prismatic.webvid.captions import Caption
+from prismatic.webvid.captions import Caption, one_line
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Entries:
             for path in self._unused():
                 beside = (self.root / path).with_suffix(".txt")
                 text = beside.read_text(encoding="utf-8", errors="replace") if beside.is_file() else ""
-                yield self._free_id(path), path, " ".join(text.split())
+                yield self._free_id(path), path, one_line(text)
 
         self._add(rows())
 
@@ -96,17 +96,26 @@ class Entries:
             if file.is_absolute() and file.is_relative_to(self._real):
                 file = file.relative_to(self._real)
             return self._one("SELECT path FROM files WHERE path = ?", file.as_posix())
-        column = "parent_stem" if "/" in caption.stem else "stem"
+        parts = PurePosixPath(caption.stem).parts
+        if len(parts) > 1:
+            found = self._database.execute(
+                "SELECT path FROM files WHERE parent_stem = ? ORDER BY path", ("/".join(parts[-2:]),)
+            )
+            for (path,) in found:
+                if PurePosixPath(path).with_suffix("").parts[-len(parts) :] == parts:
+                    return str(path)
+            # Moved out of the folders that the table tells of: then no other may bear its name.
+            return self._one("SELECT MIN(path) FROM files WHERE stem = ? HAVING COUNT(*) = 1", parts[-1])
         # The first in order of the files that bear the name.
-        return self._one(f"SELECT MIN(path) FROM files WHERE {column} = ?", caption.stem)
+        return self._one("SELECT MIN(path) FROM files WHERE stem = ?", caption.stem)
 
     def _free_id(self, path: str) -> str:
         """The file's name as its id, with its folders where another row has that name; the id is then taken."""
         place = PurePosixPath(path)
-        for name in (place.stem, place.with_suffix("").as_posix()):
+        for name in (one_line(place.stem), one_line(place.with_suffix("").as_posix())):
             if self._database.execute("INSERT OR IGNORE INTO ids VALUES (?)", (name,)).rowcount:
                 return name
-        return path
+        return one_line(path)
 
     def _unused(self) -> Iterator[str]:
         return (row[0] for row in self._database.execute("SELECT path FROM files WHERE used = 0 ORDER BY path"))

@@ -7,10 +7,13 @@ import itertools
 import json
 import os
 import platform
+import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import jsonlines
 
 
 @contextmanager
@@ -47,7 +50,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+"""A value as JSON in one line; captions stay readable."""
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -57,7 +61,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     clear_dead(path)
     with whole_file(path) as file:
         for row in rows:
-            text = _ENCODE(row)
+            text = ENCODE(row)
             file.write(f"{text}\n" if lines else ("[\n" if count == 0 else ",\n") + text)
             count += 1
         if not lines:
@@ -67,14 +71,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def read_rows(path: Path, flag: str) -> list[dict[str, Any]]:
     """Rows of a JSON list or a JSON-lines file. Raises ValueError naming file, line and `flag`."""
-    text = read_text(path, flag)
     if path.suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                rows.append(_decode(line, f"{flag} {path}, line {number}"))
-    else:
-        rows = _decode(text, f"{flag} {path}")
+        return list(iter_lines(path, flag))
+    text = read_text(path, flag)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} {path}: not JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{flag} {path}: expected a list of JSON objects")
     return rows
@@ -82,15 +85,15 @@ def read_rows(path: Path, flag: str) -> list[dict[str, Any]]:
 
 def iter_lines(path: Path, flag: str) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file, one at a time. Raises ValueError naming file, line and `flag`."""
+    if not path.is_file():
+        raise ValueError(f"{flag} {path}: no such file")
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                row = _decode(line, f"{flag} {path}, line {number}")
-                if not isinstance(row, dict):
-                    raise ValueError(f"{flag} {path}, line {number}: expected a JSON object")
-                yield row
+        # newline: a caption may hold what Python otherwise takes for the end of a line.
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            yield from jsonlines.Reader(file).iter(type=dict, skip_empty=True)
+    except jsonlines.InvalidLineError as error:
+        what = f"not JSON ({error.__cause__})" if error.__cause__ else "expected a JSON object"
+        raise ValueError(f"{flag} {path}, line {error.lineno}: {what}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{flag} {path}: not UTF-8 text ({error})") from error
 
@@ -133,13 +136,20 @@ def read_text(path: Path, flag: str) -> str:
         raise ValueError(f"{flag} {path}: not UTF-8 text ({error})") from error
 
 
+def open_database(file: Path, table: str, remedy: str) -> sqlite3.Connection:
+    """A SQLite file with a table ("NAME (COLUMNS) WITHOUT ROWID"), made where there is none; it survives a kill at any
+    moment. Raises ValueError, which says to delete a file that is none, and what that costs (`remedy`).
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        database = sqlite3.connect(file)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{file} cannot be used ({error}); delete it {remedy}") from error
+    return database
+
+
 def epoch_path(output: Path, epoch: int, epochs: int) -> Path:
     """`output` itself for a single epoch, otherwise output_epoch0.json, output_epoch1.json, ..."""
     return output if epochs == 1 else output.with_name(f"{output.stem}_epoch{epoch}{output.suffix}")
-
-
-def _decode(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error

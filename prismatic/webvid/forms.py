@@ -6,6 +6,7 @@ the letter and the option's words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,12 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 _ORDINALS += ("eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ORDERS = 4  # options of an order question: the right order and up to three others
+# What forms ask whose answer is not simply the captions of all videos.
+_ABOUT_ONE = "Describe what is happening in the {}."
+_INDEXED = re.compile(re.escape(_ABOUT_ONE).replace(r"\{\}", rf"(({'|'.join(_ORDINALS)}) video|video number \d+)"))
+_TIMES, _FRAMES = "Give the time of each part.", "Give the frames of each part."
+_ORDER, _ODD = "In which order do these first appear?", "Which video is least like the others?"
+_ASKED = {"order-question": _ORDER, "odd-one-out": _ODD}
 # Words that say nothing about what a video shows.
 _COMMON = frozenset(
     "a an the of in on at to and or with for from by into over under near is are was were be being it its this that "
@@ -44,7 +51,7 @@ def ordered(clips: Sequence[Shown], prompt: str, _rng: np.random.Generator) -> t
 def indexed(clips: Sequence[Shown], _prompt: str, rng: np.random.Generator) -> tuple[str, str]:
     """Asks about one of the videos by its number; the answer is that video's caption."""
     k = int(rng.integers(len(clips)))
-    return f"Describe what is happening in the {_nth(k)}.", f"{_bare(clips[k].caption)}."
+    return _ABOUT_ONE.format(_nth(k)), f"{_bare(clips[k].caption)}."
 
 
 @FORMS.register("timestamped")
@@ -53,12 +60,12 @@ def timestamped(clips: Sequence[Shown], prompt: str, _rng: np.random.Generator) 
     if all(clip.duration for clip in clips):
         ends = np.cumsum([clip.duration for clip in clips]).tolist()
         times = [f"{_clock(start)} - {_clock(end)}" for start, end in zip([0.0, *ends[:-1]], ends, strict=True)]
-        ask = "Give the time of each part."
+        ask = _TIMES
     else:
         last = np.cumsum([clip.num_frames for clip in clips]).tolist()
         spans = [(end - clip.num_frames + 1, end) for end, clip in zip(last, clips, strict=True)]
         times = [f"Frame {start}" if start == end else f"Frames {start} - {end}" for start, end in spans]
-        ask = "Give the frames of each part."
+        ask = _FRAMES
     lines = [f"{time}: {_bare(clip.caption)}." for time, clip in zip(times, clips, strict=True)]
     return f"{prompt} {ask}", "\n".join(lines)
 
@@ -79,7 +86,7 @@ def order_question(clips: Sequence[Shown], prompt: str, rng: np.random.Generator
     while len(orders) < possible:
         orders.setdefault(tuple((rng.permutation(len(events)) + 1).tolist()))
     options = [list(orders)[i] for i in rng.permutation(len(orders)).tolist()]
-    lines = ["In which order do these first appear?"]
+    lines = [_ORDER]
     lines += [f"{number}. {events[event]}." for number, event in enumerate(listed, start=1)]
     return _choice(lines, [", ".join(map(str, order)) for order in options], options.index(right))
 
@@ -98,7 +105,19 @@ def odd_one_out(clips: Sequence[Shown], prompt: str, rng: np.random.Generator) -
     odd = int(np.argmin(means))
     if sum(mean <= means[odd] + 1e-9 for mean in means) > 1:
         return indexed(clips, prompt, rng)
-    return _choice(["Which video is least like the others?"], [f"the {_nth(k)}" for k in range(len(clips))], odd)
+    return _choice([_ODD], [f"the {_nth(k)}" for k in range(len(clips))], odd)
+
+
+def is_as_asked(form: str, question: str) -> bool:
+    """False when the captions did not let the form (an id) ask what it is named after, and it asked as another does."""
+    return form not in _ASKED or _ASKED[form] in question.splitlines()
+
+
+def answered_by_all_captions(question: str) -> bool:
+    """Whether the answer to a woven row's question is the captions of all its videos and nothing else."""
+    asked = question.splitlines()
+    ends = (_TIMES, _FRAMES)
+    return not any(line in (_ORDER, _ODD) or line.endswith(ends) or _INDEXED.fullmatch(line) for line in asked)
 
 
 def _choice(lines: list[str], options: list[str], right: int) -> tuple[str, str]:

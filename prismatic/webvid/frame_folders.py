@@ -8,9 +8,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from prismatic.data.media_paths import MediaRoot
 from prismatic.video.frame_folder import MANIFEST
+from prismatic.video.images import IMAGE_EXTENSIONS
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.frames import FrameSpec, take_frames
 from prismatic.webvid.pool import Failure
 
@@ -26,36 +30,57 @@ class FolderJob:
     output: str
     spec: FrameSpec
 
+    @cached_property
+    def _root(self) -> MediaRoot:
+        return MediaRoot(self.videos)
+
     def read(self, clip: Clip) -> None:
         """Decode a clip and write its folder, whole or not at all."""
         clip_id, path = clip
         target = folder_of(Path(self.output), clip_id)
-        pictures = take_frames(Path(self.videos) / path, self.spec)
+        pictures = take_frames(video_path(self._root, path), self.spec)
         partial = Path(self.output) / f".{hashlib.blake2b(clip_id.encode(), digest_size=12).hexdigest()}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for number, data in enumerate(pictures.data):
             (partial / f"{number:04d}{self.spec.suffix}").write_bytes(data)
         (partial / MANIFEST).write_text(json.dumps(pictures.manifest) + "\n", encoding="utf-8")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir() and not (target / MANIFEST).is_file():
-            shutil.rmtree(target)  # of some older tool, without a word on which frames these are
         try:
-            os.rename(partial, target)
-        except OSError:
+            _publish(partial, target)
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            if not (target / MANIFEST).is_file():  # otherwise another machine was quicker with the same clip
-                raise
 
     def finish(self, batch: Sequence[Clip], read: Iterator[Failure | None]) -> list[str]:
         """For each clip the reason why it failed, or ""."""
         return [result.reason if isinstance(result, Failure) else "" for result in read]
 
 
+def _publish(partial: Path, target: Path) -> None:
+    """Give a finished folder its name. One that is there already keeps whatever is none of its pictures."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        if (target / MANIFEST).is_file():  # another machine was quicker with the same clip
+            return
+        # Of an older tool, without a word on which frames these are; or the folder of clips whose ids begin with this.
+        files = sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST)
+        names = {file.name for file in files}
+        for old in target.iterdir():
+            if old.suffix.lower() in IMAGE_EXTENSIONS and old.name not in names and not old.is_dir():
+                old.unlink()
+        for file in files:
+            os.replace(file, target / file.name)
+
+
 def folder_of(output: Path, clip_id: str) -> Path:
     """The folder of a clip. Raises ValueError for an id that is no name below `output`: ids are other people's data."""
     place = PurePosixPath(clip_id)
-    if not clip_id or place.is_absolute() or "\0" in clip_id or any(p.startswith(".") for p in place.parts):
+    # "a/" and "a" would be one folder.
+    plain = clip_id == place.as_posix() and not place.is_absolute() and "\0" not in clip_id
+    if not plain or any(part.startswith(".") for part in place.parts):
         raise ValueError(f"the id {clip_id!r} cannot be the name of a folder")
     return output / place
 

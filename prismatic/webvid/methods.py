@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from prismatic.registry import Registry
 from prismatic.webvid.balanced import balanced_clusters, diverse_clusters
 from prismatic.webvid.quantised import Rows, Vectors, quantise, side_by_side
 from prismatic.webvid.texts import Texts
-from prismatic.webvid.words import word_vectors
+from prismatic.webvid.words import WordVectors
 
 Labels = Rows
 LEFT_OUT = -1
@@ -53,12 +54,13 @@ class Videos:
             return quantise(self.caption_embeddings, self.ids, self.caption_rows, self.scratch)
         if not any(self.captions):
             raise ValueError("this --method needs captions: --catalog FILE or --caption_embeddings DIR")
-        return quantise(word_vectors(self.captions), self.ids, None, self.scratch)
+        words = cast("NDArray[np.floating]", WordVectors(self.captions))  # a matrix that is read in slices
+        return quantise(words, self.ids, None, self.scratch)
 
     @cached_property
     def both(self) -> Vectors:
         """Looks beside words, weighted by caption_weight."""
-        return quantise(side_by_side(self.looks, self.words, self.caption_weight), self.ids, None, self.scratch)
+        return side_by_side(self.looks, self.words, self.caption_weight, self.scratch)
 
 
 Method = Callable[[Videos, int, int], Labels]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from prismatic.data.media_paths import MediaRoot
 from prismatic.video.decode import MediaError, open_video
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.engine import ENGINES, Workers, cut
+from prismatic.webvid.files import open_database
 from prismatic.webvid.pool import Failure
 
 HASHED_BYTES = 1 << 16  # of each end of the file; with its size they tell two files apart
@@ -50,9 +53,13 @@ class Probing:
 
     root: str
 
+    @cached_property
+    def _root(self) -> MediaRoot:
+        return MediaRoot(self.root)
+
     def read(self, relative: str) -> Facts:
         """Open one file; it gives no Failure of its own, what is wrong with the file is in Facts.error."""
-        return probe(Path(self.root), relative)
+        return probe(self._root, relative)
 
     def finish(self, batch: Sequence[str], read: Iterator[Facts | Failure]) -> list[Facts]:
         """Facts of each; of a file that a process hung or died on, too."""
@@ -61,16 +68,17 @@ class Probing:
         ]
 
 
-def probe(root: Path, relative: str) -> Facts:
+def probe(root: MediaRoot, relative: str) -> Facts:
     """Open one file, whatever it is: everything that can be wrong with it ends up in `error`."""
-    path = root / relative
+    path = Path(root.root, relative)
     try:
         stat = path.stat()
     except OSError as error:
         return Facts(-1, 0, error=error.strerror or str(error))
-    # Training refuses such a path: rows are other people's data, and may point anywhere.
-    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-        return Facts(stat.st_size, stat.st_mtime_ns, error="a link that leaves the folder of the videos")
+    try:
+        video_path(root, relative)
+    except ValueError as error:
+        return Facts(stat.st_size, stat.st_mtime_ns, error=str(error))
     try:
         fingerprint = "" if path.is_dir() else _fingerprint(path, stat.st_size)
         with open_video(path) as clip:
@@ -96,17 +104,12 @@ class ProbeStore:
     """What earlier runs know of files, in a SQLite file: a table `probed`, one row a path. Use as a context manager."""
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.database = sqlite3.connect(file)
-            self.database.execute("PRAGMA journal_mode = WAL")  # survives a kill at any moment
-            self.database.execute(
-                "CREATE TABLE IF NOT EXISTS probed (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, fingerprint "
-                "TEXT, duration REAL, num_frames INTEGER, fps REAL, width INTEGER, height INTEGER, error TEXT) "
-                "WITHOUT ROWID"
-            )
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{file} cannot be used ({error}); delete it to open all videos anew") from error
+        self.database = open_database(
+            file,
+            "probed (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, fingerprint TEXT, duration REAL, "
+            "num_frames INTEGER, fps REAL, width INTEGER, height INTEGER, error TEXT) WITHOUT ROWID",
+            "to open all videos anew",
+        )
 
     def __enter__(self) -> ProbeStore:
         return self

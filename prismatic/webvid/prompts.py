@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from prismatic.conf.webvid_rows import PromptsConfig
-from prismatic.webvid.files import read_rows, read_text, write_rows
+from prismatic.webvid.files import iter_rows, read_text, write_rows
 from prismatic.webvid.rows import split_question, turns_of
 
 PROMPTS = (
@@ -39,13 +39,13 @@ def prompts(cfg: PromptsConfig) -> str:
     if cfg.k - 1 > len(others):
         source = "our list" if cfg.prompts is None else f"--prompts {cfg.prompts}"
         raise ValueError(f"--k {cfg.k} needs {cfg.k - 1} questions beside --prompt; {source} has {len(others)}")
-    rows = read_rows(cfg.annotations, "--annotations")
     used: Counter[str] = Counter()
-    untouched = 0
+    read = untouched = 0
 
     def out() -> Iterator[dict[str, Any]]:
-        nonlocal untouched
-        for number, row in enumerate(tqdm(rows, unit="row", desc="prompts")):
+        nonlocal read, untouched
+        for number, row in enumerate(tqdm(iter_rows(cfg.annotations, "--annotations"), unit="row", desc="prompts")):
+            read += 1
             turns = turns_of(row, f"--annotations {cfg.annotations}, row {number + 1}")
             question, around = split_question(str(turns[0]["value"]))
             if question != cfg.prompt:
@@ -59,7 +59,7 @@ def prompts(cfg: PromptsConfig) -> str:
                 yield {**row, "conversations": [{**turns[0], "value": around.format(prompt)}, *turns[1:]]}
 
     written = write_rows(cfg.output, out())
-    lines = [f"{cfg.output}: {written:,} rows of {len(rows):,}; {len(used)} different questions"]
+    lines = [f"{cfg.output}: {written:,} rows of {read:,}; {len(used)} different questions"]
     if untouched:
         lines.append(f"  {untouched:,} rows ask something else than --prompt and stay as they are")
     return "\n".join(lines)

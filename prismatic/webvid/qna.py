@@ -2,175 +2,96 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from prismatic.conf.webvid_rows import QnaConfig
-from prismatic.webvid.catalog import read_catalog
-from prismatic.webvid.files import read_rows, read_text, write_rows
+from prismatic.data.media_paths import MediaRoot
+from prismatic.webvid.catalog import Catalog, read_catalog
+from prismatic.webvid.files import write_rows
+from prismatic.webvid.questions import Questions, read_questions
 from prismatic.webvid.rows import listed, matching_files, share
 from prismatic.webvid.shard_rows import is_shard_folder, shard_names
-from prismatic.webvid.texts import Texts
+from prismatic.webvid.texts import PIECE, Rows
 from prismatic.webvid.weave import below, read_frame_folder
-
-_TYPE = re.compile(r"video_questions_([A-Za-z]+)")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One question about one video."""
-
-    video_id: str
-    kind: str
-    question: str
-    answer: str
 
 
 def qna(cfg: QnaConfig) -> str:
     """Write cfg.output and return a summary with the coverage. Raises ValueError for input that cannot be used."""
     cfg.validate()
     found = read_catalog(cfg.catalog)
-    usable = found.usable()
-    rows_of = dict(zip(found.ids.take(usable), usable.tolist(), strict=True))
-    skipped: Counter[str] = Counter()
-    by_video: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
-    files = matching_files(cfg.questions, "--questions")
-    for file in tqdm(files, unit="file", desc="qna"):
-        for entry in _entries(file, rows_of, skipped):
-            if not cfg.types or entry.kind in cfg.types:
-                by_video[entry.video_id][entry.kind].append(entry)
-    kinds = Counter(kind for kinds in by_video.values() for kind in kinds)
-    unknown = [kind for kind in cfg.types if kind not in kinds]
-    if unknown or not by_video:
+    entries = read_questions(matching_files(cfg.questions, "--questions"), found, cfg.types)
+    skipped = listed([f"{count:,} {reason}" for reason, count in entries.skipped.most_common() if count])
+    unknown = [kind for kind in cfg.types if kind not in entries.names]
+    if unknown or not len(entries.rows):
         raise ValueError(
             f"--questions {cfg.questions}: no usable entry"
             + (f" of type {', '.join(unknown)}" if unknown else "")
-            + f" (left out: {_told(skipped) or 'nothing'})"
+            + f" (left out: {skipped or 'nothing'})"
         )
-    if cfg.frames is None:
-        media = _video_of(cfg, found.videos, found.paths, rows_of)
-    elif is_shard_folder(cfg.frames):
-        media = _shards_of(cfg, found.ids, rows_of)
-    else:
-        media = _frames_of(cfg)
-    counts: Counter[str] = Counter()
-    written = write_rows(cfg.output, _rows(cfg, by_video, list(rows_of), media, counts))
-    per_type = ", ".join(f"{counts[kind]:,} {kind} (of {videos:,} videos)" for kind, videos in sorted(kinds.items()))
+    chosen = _chosen(entries, cfg)
+    written = write_rows(cfg.output, _rows(entries, chosen, found, _media(cfg, found)))
+    counts = np.bincount(entries.kinds[chosen], minlength=len(entries.names)).tolist()
+    videos = Counter(np.unique(entries.rows * len(entries.names) + entries.kinds) % len(entries.names))
+    told = [f"{counts[i]:,} {name} (of {videos[i]:,} videos)" for i, name in enumerate(entries.names)]
+    about = share(len(np.unique(entries.rows)), len(found.usable()))
     lines = [
-        f"{cfg.output}: {written:,} rows about {share(len(by_video), len(rows_of))} usable videos of the catalog",
-        f"  {per_type}",
-        *([f"  entries left out: {_told(skipped)}"] if skipped else []),
+        f"{cfg.output}: {written:,} rows about {about} usable videos of the catalog",
+        f"  {', '.join(told)}",
+        *([f"  entries left out: {skipped}"] if skipped else []),
     ]
     return "\n".join(lines)
 
 
-def _rows(
-    cfg: QnaConfig,
-    by_video: dict[str, dict[str, list[Entry]]],
-    ids: list[str],
-    media: Callable[[str], dict[str, Any]],
-    counts: Counter[str],
-) -> Iterator[dict[str, Any]]:
+def _chosen(entries: Questions, cfg: QnaConfig) -> Rows:
+    """Up to per_type entries of each type for each video, drawn where there are more; all in a drawn order."""
     rng = np.random.default_rng(cfg.seed)
-    videos = [video_id for video_id in ids if video_id in by_video]
-    chosen = []
-    for video_id in videos:
-        for kind in sorted(by_video[video_id]):
-            entries = by_video[video_id][kind]
-            picked = sorted(rng.permutation(len(entries))[: cfg.per_type].tolist())
-            chosen += [entries[i] for i in picked]
-    for place in rng.permutation(len(chosen)).tolist():
-        entry = chosen[place]
-        counts[entry.kind] += 1
-        yield {
-            "id": entry.video_id,
-            "type": entry.kind,
-            **media(entry.video_id),
-            "conversations": [
-                {"from": "human", "value": f"<video>\n{entry.question}"},
-                {"from": "gpt", "value": entry.answer},
-            ],
-        }
+    # Sorted by video, type and a drawn number: the first ones of each group are the draw.
+    order = np.lexsort((rng.random(len(entries.rows)), entries.kinds, entries.rows))
+    groups = entries.rows[order] * len(entries.names) + entries.kinds[order]
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    place_in_group = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return rng.permutation(order[place_in_group < cfg.per_type])
 
 
-def _video_of(cfg: QnaConfig, videos: Path, paths: Sequence[str], rows_of: dict[str, int]) -> Callable[[str], Any]:
-    prefix = below(videos, cfg.media_root or videos, "the catalog's videos")
+Media = Callable[[Rows, list[str]], list[dict[str, Any]]]
+"""(rows of the catalog, their ids) -> the media columns of the annotation row of each."""
+
+
+def _rows(entries: Questions, chosen: Rows, found: Catalog, media: Media) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(chosen), PIECE):
+        piece = chosen[start : start + PIECE]
+        rows, kinds = entries.rows[piece], entries.kinds[piece].tolist()
+        ids = list(found.ids.take(rows))
+        texts = zip(list(entries.questions.take(piece)), list(entries.answers.take(piece)), strict=True)
+        for video_id, columns, kind, (question, answer) in zip(ids, media(rows, ids), kinds, texts, strict=True):
+            yield {
+                "id": video_id,
+                "type": entries.names[kind],
+                **columns,
+                "conversations": [
+                    {"from": "human", "value": f"<video>\n{question}"},
+                    {"from": "gpt", "value": answer},
+                ],
+            }
+
+
+def _media(cfg: QnaConfig, found: Catalog) -> Media:
     frames = {} if cfg.num_frames is None else {"num_frames_per_video": cfg.num_frames}
-    return lambda video_id: {"videos": [prefix + paths[rows_of[video_id]]], **frames}
-
-
-def _shards_of(cfg: QnaConfig, ids: Texts, rows_of: dict[str, int]) -> Callable[[str], Any]:
-    assert cfg.frames is not None
-    named = shard_names(cfg.frames, below(cfg.frames, cfg.media_root or cfg.frames, "--frames"), ids)
-    return lambda video_id: {
-        "videos": named(np.array([rows_of[video_id]]), [video_id]),
-        "num_frames_per_video": cfg.num_frames,
-    }
-
-
-def _frames_of(cfg: QnaConfig) -> Callable[[str], Any]:
-    assert cfg.frames is not None and cfg.num_frames is not None
-    root, count = cfg.frames, cfg.num_frames
-    prefix = below(root, cfg.media_root or root, "--frames")
+    if cfg.frames is None:
+        prefix = below(found.videos, cfg.media_root or found.videos, "the catalog's videos")
+        return lambda rows, _: [{"videos": [prefix + path], **frames} for path in found.paths.take(rows)]
+    prefix = below(cfg.frames, cfg.media_root or cfg.frames, "--frames")
+    if is_shard_folder(cfg.frames):
+        named = shard_names(cfg.frames, prefix, found.ids)
+        return lambda rows, ids: [{"videos": [name], **frames} for name in named(rows, ids)]
+    root, count = MediaRoot(cfg.frames), cfg.num_frames
+    assert count is not None
 
     def columns(video_id: str) -> dict[str, Any]:
-        files = read_frame_folder(root / video_id).uniform(count)
-        return {"frames": [prefix + file.relative_to(root).as_posix() for file in files]}
+        return {"frames": [prefix + file for file in read_frame_folder(root, video_id).uniform(count)]}
 
-    return columns
-
-
-def _entries(file: Path, rows_of: dict[str, int], skipped: Counter[str]) -> Iterator[Entry]:
-    match = _TYPE.search(file.stem)
-    named = match[1] if match else file.stem
-    for row in _read(file):
-        video_id = _video_id(row, rows_of)
-        question, answer = (" ".join(str(row.get(name) or "").split()) for name in ("question", "answer"))
-        if video_id is None:
-            skipped["about a video that the catalog cannot use"] += 1
-        elif not question or not answer:
-            skipped["without a question or an answer"] += 1
-        else:
-            yield Entry(video_id, str(row.get("type") or named), question, answer)
-
-
-def _video_id(row: dict[str, Any], rows_of: dict[str, int]) -> str | None:
-    """By video_id, or by the file: ID.mp4, or the frames ID/0000.png."""
-    if "video_id" in row:
-        return str(row["video_id"]) if str(row["video_id"]) in rows_of else None
-    paths = row.get("file_paths")
-    first = paths[0] if isinstance(paths, list) and paths else paths
-    if not isinstance(first, str):
-        return None
-    path = PurePosixPath(first)
-    return next((name for name in (path.stem, path.parent.name, path.name) if name in rows_of), None)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """JSON, JSON lines, or a list as Python prints it (read as data, never run)."""
-    if path.suffix in (".json", ".jsonl"):
-        return read_rows(path, "--questions")
-    text = read_text(path, "--questions")
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            rows = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"--questions {path}: neither JSON nor a list as Python writes it ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"--questions {path}: expected a list of objects")
-    return rows
-
-
-def _told(skipped: Counter[str]) -> str:
-    return listed([f"{count:,} {reason}" for reason, count in skipped.most_common()])
+    return lambda _, ids: [columns(video_id) for video_id in ids]

@@ -63,9 +63,16 @@ def at_length(rows: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.rint(scaled, out=scaled)
 
 
-def side_by_side(first: Vectors, second: Vectors, share: float) -> NDArray[np.float32]:
-    """Vectors float32 [N, D1 + D2] whose cosine is (1 - share) times the first one's plus share times the second's."""
-    return np.hstack([np.sqrt(1 - share) * first, np.sqrt(share) * second]).astype(np.float32)
+def side_by_side(first: Vectors, second: Vectors, share: float, scratch: Path | None = None) -> Vectors:
+    """Quantised vectors [N, D1 + D2] whose cosine is (1 - share) times the first one's plus share times the second's.
+    Memory: as `quantise`.
+    """
+    out = _empty((len(first), first.shape[1] + second.shape[1]), scratch)
+    weights = np.sqrt(1 - share), np.sqrt(share)
+    for start in range(0, len(first), PIECE):
+        pieces = [w * vectors[start : start + PIECE] for w, vectors in zip(weights, (first, second), strict=True)]
+        out[start : start + PIECE] = at_length(np.hstack(pieces).astype(np.float32))
+    return out
 
 
 def project(vectors: Vectors, rng: np.random.Generator, scratch: Path | None = None) -> Vectors:

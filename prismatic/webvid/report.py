@@ -18,8 +18,10 @@ from tqdm import tqdm
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.conf.webvid_report import ReportConfig
 from prismatic.data.annotations import load_records
+from prismatic.data.media_paths import MediaRoot
 from prismatic.types import Medium, Record
 from prismatic.webvid.catalog import Catalog, read_catalog
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.files import clear_dead, whole_file, write_rows
 from prismatic.webvid.report_data import Clusters, Likeness, measure, principal_plane, read_cluster_rows, skipped
 from prismatic.webvid.report_figures import Shown, cohesion_png, map_png, sizes_png
@@ -71,7 +73,7 @@ def report(cfg: ReportConfig) -> str:
     catalog = read_catalog(cfg.catalog)
     clusters = read_cluster_rows(cfg.clusters, catalog)
     likeness = measure(cfg.embeddings, clusters, catalog, cfg.seed) if cfg.embeddings is not None else None
-    files = cfg.output.with_name(f"{cfg.output.stem}_files")
+    files = files_folder(cfg)
     files.mkdir(parents=True, exist_ok=True)
     for old in files.glob("*.png"):
         old.unlink()
@@ -112,6 +114,11 @@ def report(cfg: ReportConfig) -> str:
     return f"{told}; PNGs in {files}" + (f"; {without} videos shown could not be read" if without else "")
 
 
+def files_folder(cfg: ReportConfig) -> Path:
+    """Where the page's pictures and rows lie as files of their own."""
+    return cfg.output.with_name(f"{cfg.output.stem}_files")
+
+
 def _chosen(clusters: Clusters, likeness: Likeness | None, seed: int) -> list[tuple[str, int]]:
     """(kind, number of the cluster) of those to show: by cohesion, or a few at random. None comes twice."""
     count = len(clusters.names)
@@ -119,12 +126,9 @@ def _chosen(clusters: Clusters, likeness: Likeness | None, seed: int) -> list[tu
         some = np.random.default_rng(seed).permutation(count)[: 2 * CLUSTERS_A_KIND]
         return [("some", int(i)) for i in np.sort(some)]
     order = np.argsort(-likeness.found, kind="stable")
-    middle = np.clip((count - CLUSTERS_A_KIND) // 2, 0, count) + np.arange(CLUSTERS_A_KIND)
-    picks = {
-        "best": order[:CLUSTERS_A_KIND],
-        "worst": order[::-1][:CLUSTERS_A_KIND],
-        "median": order[middle[middle < count]],
-    }
+    each = max(1, min(CLUSTERS_A_KIND, count // len(KINDS)))  # of few clusters, fewer of every kind
+    first = (count - each) // 2
+    picks = {"best": order[:each], "worst": order[::-1][:each], "median": order[first : first + each]}
     taken: dict[int, str] = {}
     for kind in ("best", "worst", "median"):
         for i in picks[kind].tolist():
@@ -155,10 +159,11 @@ def _sheets(
     catalog: Catalog, clusters: Clusters, likeness: Likeness | None, chosen: list[tuple[str, int]]
 ) -> list[Sheet]:
     sheets = []
+    root = MediaRoot(catalog.videos)
     for kind, i in tqdm(chosen, unit="cluster", desc="contact sheets"):
         rows = clusters.rows(i)
         strips = [
-            strip(_medium(catalog, row), FRAMES_A_VIDEO, _short(catalog.ids[row]), _short(catalog.captions[row]))
+            _strip(root, catalog.paths[row], _short(catalog.ids[row]), _short(catalog.captions[row]))
             for row in rows[:VIDEOS_A_CLUSTER]
         ]
         worth = None if likeness is None else float(likeness.found[i])
@@ -166,8 +171,12 @@ def _sheets(
     return sheets
 
 
-def _medium(catalog: Catalog, row: int) -> Medium:
-    return Medium("video", (str(catalog.videos / (catalog.paths[row] or f"{catalog.ids[row]} (missing)")),))
+def _strip(root: MediaRoot, path: str, name: str, caption: str) -> Strip:
+    try:
+        found = video_path(root, path)
+    except ValueError as error:
+        return Strip(name, caption, [], [], f"{path}: {error}" if path else f"{name} (missing)")
+    return strip(Medium("video", (str(found),)), FRAMES_A_VIDEO, name, caption)
 
 
 def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> list[Record]:
@@ -178,8 +187,9 @@ def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> li
     if not len(picked):
         return []
     root = cfg.frames if cfg.frames is not None else catalog.videos
+    output = files_folder(cfg) / "woven.json"
     with tempfile.TemporaryDirectory() as folder:
-        few, output = Path(folder, "clusters.json"), Path(folder, "woven.json")
+        few = Path(folder, "clusters.json")
         write_rows(
             few,
             (
@@ -200,7 +210,7 @@ def woven_records(cfg: ReportConfig, catalog: Catalog, clusters: Clusters) -> li
                 seed=cfg.seed,
             )
         )
-        return list(load_records(output, root))
+    return list(load_records(output, root))
 
 
 def _woven(record: Record) -> Woven:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from prismatic.webvid.catalog import Catalog
 from prismatic.webvid.cluster import read_embeddings
 from prismatic.webvid.clusters_file import Grouped, read_clusters_file
-from prismatic.webvid.files import iter_lines, write_rows
+from prismatic.webvid.extract import FAILED, read_failures
+from prismatic.webvid.files import write_rows
 from prismatic.webvid.quantised import PIECE, Rows, Vectors, cohesion_bound, cohesions, quantise
 from prismatic.webvid.texts import Texts
 
 LONGEST_NAME = 200  # characters
 EXAMPLES = 3  # ids that a reason of skipping is shown with
-FAILED = "failed.jsonl"  # what extract and embed leave beside their output: {"id", "reason"} a line
 _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S+|0x[0-9a-fA-F]+|\d+")
 
 
@@ -132,9 +132,9 @@ def _skipped(catalog: Catalog, clusters: Clusters, folders: dict[str, Path | Non
     explained: set[str] = set()
     for name, folder in folders.items():
         if folder is not None and (folder / FAILED).is_file():
-            for row in iter_lines(folder / FAILED, f"--{name}"):
-                yield name, str(row["reason"]), str(row["id"])
-                explained.add(str(row["id"]))
+            for video_id, reason in read_failures(folder / FAILED).items():
+                yield name, reason, video_id
+                explained.add(video_id)
     for row in np.flatnonzero(~catalog.ok).tolist():
         yield "catalog", catalog.statuses[row], catalog.paths[row] or catalog.ids[row]
     left = catalog.ok.copy()

@@ -57,7 +57,7 @@ def _frames(medium: Medium, count: int) -> tuple[Sequence[np.ndarray], list[str]
         with open_frames(medium.paths) as clip:
             return clip.get(np.arange(len(clip))), [""] * len(clip)
     with open_video(medium.paths[0]) as clip:
-        facts = ClipFacts(len(clip), clip.fps, clip.timestamps)
+        facts = ClipFacts.of(clip)
         taken = sample(facts, medium.num_frames or count, "uniform", np.random.default_rng(0))
         seconds = facts.seconds()[taken]
         return clip.get(taken), [f"{second:.1f} s" for second in seconds]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from prismatic.data.media_paths import MediaPathError, MediaRoot
 from prismatic.video.shards import read_index
+from prismatic.webvid.rows import listed
 from prismatic.webvid.tar_shards import PLAN, read_outcome, read_plan
 from prismatic.webvid.texts import Rows, Texts
 
@@ -24,13 +26,20 @@ def find_shards(folder: Path) -> tuple[Texts, Rows, list[str]]:
     """
     names: list[str] = []
     counts: list[int] = []
+    root = MediaRoot(folder)
+
+    def inside(name: str) -> str:
+        try:
+            return root.resolve(f"{name}#").removesuffix("#")
+        except MediaPathError as error:
+            raise ValueError(f"--frames {folder}: {name} or its index is a link that leaves the folder") from error
 
     def ids() -> Iterator[str]:
         if (folder / PLAN).is_file():
-            made = ((shard.name, read_outcome(folder, shard.number)) for shard in read_plan(folder))
-            found = ((name, outcome[0] if outcome else []) for name, outcome in made)
+            made = ((inside(shard.name), read_outcome(folder, shard.number)) for shard in read_plan(folder))
+            found = ((Path(tar).name, outcome[0] if outcome else []) for tar, outcome in made)
         else:
-            found = ((tar.name, list(read_index(str(tar)))) for tar in sorted(folder.glob("*.tar")))
+            found = ((tar.name, list(read_index(inside(tar.name)))) for tar in sorted(folder.glob("*.tar")))
         for name, clips in found:
             names.append(name)
             counts.append(len(clips))
@@ -54,7 +63,7 @@ def shard_names(folder: Path, prefix: str, ids: Texts) -> Callable[[Rows, list[s
     def named(rows: Rows, wanted: list[str]) -> list[str]:
         numbers = shard_of[rows].tolist()
         if -1 in numbers:
-            missing = ", ".join([i for i, number in zip(wanted, numbers, strict=True) if number < 0][:5])
+            missing = listed(list(dict.fromkeys(i for i, n in zip(wanted, numbers, strict=True) if n < 0)))
             raise ValueError(f"--frames {folder}: no shard holds {missing}; `webvid.py extract` makes them")
         return [f"{prefix}{names[number]}#{i}" for i, number in zip(wanted, numbers, strict=True)]
 

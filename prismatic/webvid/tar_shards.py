@@ -11,10 +11,13 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prismatic.data.media_paths import MediaRoot
 from prismatic.video.shards import INDEX_SUFFIX, MANIFEST_MEMBER
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.files import whole_file
 from prismatic.webvid.frame_folders import Clip
 from prismatic.webvid.frames import FrameSpec, Pictures, take_frames
@@ -44,9 +47,13 @@ class ShardJob:
     output: str
     spec: FrameSpec
 
+    @cached_property
+    def _root(self) -> MediaRoot:
+        return MediaRoot(self.videos)
+
     def read(self, task: tuple[int, Clip]) -> Pictures:
         """Decode and encode one clip. task: (number of its shard, clip)."""
-        return take_frames(Path(self.videos) / task[1][1], self.spec)
+        return take_frames(video_path(self._root, task[1][1]), self.spec)
 
     def finish(self, batch: Sequence[tuple[int, Clip]], read: Iterator[Pictures | Failure]) -> None:
         """Write the shard, then its index, which says that it is whole. A batch is one shard."""

@@ -37,6 +37,16 @@ class Texts(Sequence[str]):
             pieces.append(_array(piece))
         return cls(pyarrow.chunked_array(pieces, pyarrow.large_string()))
 
+    @classmethod
+    def columns(cls, rows: Iterable[tuple[str, ...]], count: int) -> tuple[Texts, ...]:
+        """The columns of rows of `count` strings each, taken as they come."""
+        source = iter(rows)
+        pieces: list[list[pyarrow.Array]] = [[] for _ in range(count)]
+        while piece := list(islice(source, PIECE)):
+            for column, texts in zip(pieces, zip(*piece, strict=True), strict=True):
+                column.append(_array(texts))
+        return tuple(cls(pyarrow.chunked_array(column, pyarrow.large_string())) for column in pieces)
+
     def __len__(self) -> int:
         return len(self.array)
 
@@ -87,5 +97,5 @@ def read_lines(path: Path, flag: str) -> Texts:
         raise ValueError(f"{flag} {path}: not UTF-8 text ({error})") from error
 
 
-def _array(texts: list[str]) -> pyarrow.Array:
+def _array(texts: Sequence[str]) -> pyarrow.Array:
     return pyarrow.array(texts, pyarrow.large_string())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from prismatic.webvid.files import open_database
 from prismatic.webvid.pool import Failure
 
 
@@ -15,22 +15,18 @@ class VectorStore:
     """Use as a context manager. A vector counts as long as its key (the file's size and time, ...) is the same."""
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._database = sqlite3.connect(file)
-            self._database.execute("PRAGMA journal_mode = WAL")  # survives a kill at any moment
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (id TEXT PRIMARY KEY, key TEXT, vector BLOB, error TEXT) "
-                "WITHOUT ROWID"
-            )
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{file} cannot be used ({error}); delete it to compute all vectors anew") from error
+        table = "vectors (id TEXT PRIMARY KEY, key TEXT, vector BLOB, error TEXT) WITHOUT ROWID"
+        self._database = open_database(file, table, "to compute all vectors anew")
 
     def __enter__(self) -> VectorStore:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._database.close()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is known yet."""
+        return self._database.execute("SELECT 1 FROM vectors LIMIT 1").fetchone() is None
 
     def get(self, clip_id: str) -> tuple[str, np.ndarray | Failure] | None:
         """(key, vector float16 [D] or why there is none), or None."""

@@ -10,17 +10,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from prismatic.data.media_paths import MediaRoot
 from prismatic.types import ImageSpec
 from prismatic.video.decode import open_video
 from prismatic.video.sampling import ClipFacts, sample
 from prismatic.video.transforms import resize
+from prismatic.webvid.confined import video_path
 from prismatic.webvid.pool import Failure
 
 if TYPE_CHECKING:
@@ -53,10 +54,14 @@ class VideoJob:
     resize_strategy: str
     threads: int
 
+    @cached_property
+    def _root(self) -> MediaRoot:
+        return MediaRoot(self.videos)
+
     def read(self, clip: tuple[str, str]) -> np.ndarray:
         """Frames of a clip, uint8 [T, 3, R, R]."""
-        with open_video(Path(self.videos) / clip[1]) as opened:
-            facts = ClipFacts(len(opened), opened.fps, opened.timestamps)
+        with open_video(video_path(self._root, clip[1])) as opened:
+            facts = ClipFacts.of(opened)
             indices = sample(facts, self.num_frames, self.sampler, np.random.default_rng(self.backbone.seed))
             return resize(opened.get(indices), self.spec, self.resize_strategy).numpy()
 

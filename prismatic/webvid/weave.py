@@ -17,30 +17,35 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from prismatic.conf.webvid import WeaveConfig
+from prismatic.data.media_paths import MediaPathError, MediaRoot
 from prismatic.data.weave import Shown, split_frames
+from prismatic.video.images import IMAGE_EXTENSIONS
 from prismatic.webvid.catalog import Catalog, read_catalog
 from prismatic.webvid.clusters_file import Grouped, read_clusters_file
 from prismatic.webvid.durations import read_durations
 from prismatic.webvid.files import epoch_path, read_text, write_rows
-from prismatic.webvid.forms import FORMS
+from prismatic.webvid.forms import FORMS, is_as_asked
 from prismatic.webvid.shard_rows import is_shard_folder, shard_names
 from prismatic.webvid.texts import Rows
 
 BATCH = 8192  # examples whose clips are Python objects at a time
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """Extracted frames of one video, in time. files: names; a manifest, where there is one, says which are whole."""
+    """Extracted frames of one video, in time. folder: below that of --frames. files: names; a manifest, where there is
+    one, says which are whole.
+    """
 
-    folder: Path
+    folder: str
     files: tuple[str, ...]
 
-    def uniform(self, count: int) -> list[Path]:
-        """`count` of the frames at even distances, first and last included; of a shorter folder some come twice."""
+    def uniform(self, count: int) -> list[str]:
+        """Paths below the folder of --frames of `count` of the frames at even distances, first and last included; of
+        a shorter folder some come twice.
+        """
         indices = np.linspace(0, len(self.files) - 1, count).astype(int)
-        return [self.folder / self.files[i] for i in indices.tolist()]
+        return [f"{self.folder}/{self.files[i]}" for i in indices.tolist()]
 
 
 def weave(cfg: WeaveConfig) -> str:
@@ -58,10 +63,20 @@ def weave(cfg: WeaveConfig) -> str:
         for size in sizes:
             split_frames(cfg.total_frames, size)
         output = epoch_path(cfg.output, epoch, cfg.epochs)
-        count = write_rows(output, _examples(cfg, clips, clusters, epoch))
+        other = Others()
+        count = write_rows(output, _examples(cfg, clips, clusters, epoch, other))
         budgets = "; ".join(f"{size} videos of {_told(split_frames(cfg.total_frames, size))} frames" for size in sizes)
         lines.append(f"{output}: {count} examples ({cfg.form}), {cfg.total_frames} frames each: {budgets}")
+        if other.count:
+            lines.append(f"  {other.count} of them have captions that {cfg.form} cannot ask about, and ask otherwise")
     return "\n".join(lines)
+
+
+@dataclass
+class Others:
+    """How many examples another form had to ask."""
+
+    count: int = 0
 
 
 NamesOf = Callable[[Rows, list[str]], list[str]]
@@ -103,7 +118,9 @@ def read_clusters(path: Path, found: Catalog, catalog: Path) -> Clusters:
     return Clusters(rows, file.ends)
 
 
-def _examples(cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int) -> Iterator[dict[str, Any]]:
+def _examples(
+    cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int, other: Others
+) -> Iterator[dict[str, Any]]:
     """Rows of one epoch: clusters in a drawn order, each with its videos in a drawn order."""
     form = FORMS.get(cfg.form)
     columns = _frame_columns(cfg) if cfg.frames is not None and not is_shard_folder(cfg.frames) else _video_columns
@@ -126,6 +143,7 @@ def _examples(cfg: WeaveConfig, clips: Clips, clusters: Clusters, epoch: int) ->
                     for i, n in zip(drawn, frames, strict=True)
                 ]
                 question, answer = form(shown, cfg.prompt, rng)
+                other.count += not is_as_asked(cfg.form, question)
                 media, placeholders = columns([names[i] for i in drawn], frames)
                 yield {
                     "id": ", ".join([ids[i] for i in drawn]),
@@ -155,22 +173,28 @@ def _video_columns(names: list[str], frames: list[int]) -> tuple[dict[str, Any],
 
 def _frame_columns(cfg: WeaveConfig) -> Callable[[list[str], list[int]], tuple[dict[str, Any], str]]:
     assert cfg.frames is not None
-    root = cfg.frames
-    prefix = below(root, cfg.media_root or root, "--frames")
+    prefix, root = below(cfg.frames, cfg.media_root or cfg.frames, "--frames"), MediaRoot(cfg.frames)
 
     def columns(names: list[str], frames: list[int]) -> tuple[dict[str, Any], str]:
-        files = [f for i, n in zip(names, frames, strict=True) for f in read_frame_folder(root / i).uniform(n)]
-        return {"frames": [prefix + file.relative_to(root).as_posix() for file in files]}, "<video>\n"
+        files = [f for i, n in zip(names, frames, strict=True) for f in read_frame_folder(root, i).uniform(n)]
+        return {"frames": [prefix + file for file in files]}, "<video>\n"
 
     return columns
 
 
-def read_frame_folder(folder: Path) -> FrameFolder:
-    """The frames of one video. Raises ValueError when the folder is missing, empty, or unlike its manifest.json."""
+def read_frame_folder(root: MediaRoot, clip_id: str) -> FrameFolder:
+    """The frames of one video below the folder of --frames. Raises ValueError when its own folder is missing, empty,
+    unlike its manifest.json, or leads elsewhere.
+    """
+    try:
+        folder = Path(root.resolve(clip_id))
+    except MediaPathError as error:
+        raise ValueError(f"--frames {root.root}: the id {clip_id!r} leads out of it, by itself or by a link") from error
     if not folder.is_dir():
         raise ValueError(f"--frames: {folder} is missing; every video of the clusters needs a folder of frames")
     names = sorted(
-        (e.name for e in os.scandir(folder) if e.name.lower().endswith(FRAME_SUFFIXES)), key=lambda n: (len(n), n)
+        (e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in IMAGE_EXTENSIONS),
+        key=lambda n: (len(n), n),
     )
     manifest = folder / "manifest.json"
     if manifest.is_file():
@@ -181,8 +205,8 @@ def read_frame_folder(folder: Path) -> FrameFolder:
         if len(indices) != len(names):
             raise ValueError(f"--frames: {manifest} lists {len(indices)} frames, the folder holds {len(names)}")
     if not names:
-        raise ValueError(f"--frames: {folder} holds no .png or .jpg file")
-    return FrameFolder(folder, tuple(names))
+        raise ValueError(f"--frames: {folder} holds no picture ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+    return FrameFolder(folder.relative_to(root.root).as_posix(), tuple(names))
 
 
 def below(folder: Path, root: Path, name: str) -> str:

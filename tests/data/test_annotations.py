@@ -1,4 +1,4 @@
-"""Every accepted schema, every bad file and row, and what is printed about it."""
+"""Every accepted schema, every bad file, and the table of records."""
 
 from __future__ import annotations
 
@@ -8,45 +8,15 @@ from typing import Any
 
 import pytest
 
-from prismatic.data import row_index
 from prismatic.data.annotations import AnnotationError, RecordTable, check_media, load_records
-from prismatic.types import Medium, Record, Turn
-
-CHAT = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
-TEXT = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
-
-
-@pytest.fixture(params=["in memory", "indexed"])
-def root(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A media folder; every test runs with files that are read whole, and with files that are read row by row."""
-    if request.param == "indexed":
-        monkeypatch.setattr(row_index, "INDEXED_FROM", 1)
-    media = tmp_path / "media"
-    media.mkdir()
-    return media
-
-
-def _write(folder: Path, rows: Any, name: str = "rows.json") -> Path:
-    path = folder / name
-    lines = name.endswith(".jsonl")
-    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
-    return path
-
-
-def _one(root: Path, row: dict[str, Any], name: str = "rows.json") -> Record:
-    (record,) = load_records(_write(root.parent, [row], name), root)
-    return record
-
-
-def _media(root: Path, row: dict[str, Any]) -> list[tuple[str, list[str], int | None]]:
-    return [(m.kind, [str(Path(p).relative_to(root)) for p in m.paths], m.num_frames) for m in _one(root, row).media]
-
+from prismatic.types import Medium, Turn
+from tests.data.annotation_rows import CHAT, TEXT, media, one, write
 
 # --- the schemas ---
 
 
 def test_llava_image(root: Path) -> None:
-    record = _one(root, {"id": 7, "image": "coco/train2017/a b.jpg", "conversations": CHAT})
+    record = one(root, {"id": 7, "image": "coco/train2017/a b.jpg", "conversations": CHAT})
     assert record.id == "7" and record.source.endswith("rows.json, row 1")
     assert record.media == (Medium("image", (str(root / "coco/train2017/a b.jpg"),)),)
     assert record.turns == (Turn("human", "<image>\nQ"), Turn("gpt", "A"))
@@ -54,14 +24,14 @@ def test_llava_image(root: Path) -> None:
 
 @pytest.mark.parametrize("absent", [{}, {"image": None}, {"images": []}, {"frames": []}, {"videos": None}])
 def test_text_only(root: Path, absent: dict[str, Any]) -> None:
-    assert _one(root, {"id": "t", **absent, "conversations": TEXT}).media == ()
+    assert one(root, {"id": "t", **absent, "conversations": TEXT}).media == ()
 
 
 def test_frames_are_one_clip_and_nested_frames_are_several(root: Path) -> None:
     row = {"frames": ["v/0000.png", "v/0001.png"], "conversations": CHAT}
-    assert _media(root, row) == [("frames", ["v/0000.png", "v/0001.png"], None)]
+    assert media(root, row) == [("frames", ["v/0000.png", "v/0001.png"], None)]
     nested = {"frames": [["a/0.png"], ["b/0.png", "b/1.png"]], "conversations": TEXT}
-    assert [m[1] for m in _media(root, nested)] == [["a/0.png"], ["b/0.png", "b/1.png"]]
+    assert [m[1] for m in media(root, nested)] == [["a/0.png"], ["b/0.png", "b/1.png"]]
 
 
 @pytest.mark.parametrize(
@@ -71,32 +41,32 @@ def test_lines_of_webvid10m(root: Path, row_id: str, found: str) -> None:
     said = {"images": ["0/0.png", "0/1.png"], "user": "Describe", "assistant": "A dog."}
     other = {"images": ["1/0.png"], "user": "Other", "assistant": "Other"}
     row = {"id": row_id, "source": "webvid10m", "conversations": [said, other]}
-    record = _one(root, row, "rows.jsonl")
+    record = one(root, row, "rows.jsonl")
     assert record.id == found and record.turns == (Turn("human", "Describe"), Turn("gpt", "A dog."))
     assert [m.kind for m in record.media] == ["frames"] and len(record.media[0].paths) == 2
 
 
 def test_videos_with_their_own_number_of_frames(root: Path) -> None:
     row = {"id": "v", "videos": ["a.mp4", "b.webm"], "num_frames_per_video": 4, "conversations": TEXT}
-    assert _media(root, row) == [("video", ["a.mp4"], 4), ("video", ["b.webm"], 4)]
-    assert _media(root, {**row, "num_frames_per_video": None})[0][2] is None
-    assert [m[2] for m in _media(root, {**row, "num_frames_per_video": [3, 5]})] == [3, 5]
+    assert media(root, row) == [("video", ["a.mp4"], 4), ("video", ["b.webm"], 4)]
+    assert media(root, {**row, "num_frames_per_video": None})[0][2] is None
+    assert [m[2] for m in media(root, {**row, "num_frames_per_video": [3, 5]})] == [3, 5]
 
 
 def test_woven_row_keeps_its_joined_id(root: Path) -> None:
     row = {"id": "id1, id2,", "frames": ["1/0.png", "2/0.png"], "conversations": CHAT}
-    assert _one(root, row).id == "id1, id2,"
+    assert one(root, row).id == "id1, id2,"
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.AVI", "a.Mov", "a.mkv", "a.flv", "a.wmv", "a.webm", "a.m4v"])
 @pytest.mark.parametrize("key", ["image", "video"])
 def test_video_is_known_by_its_extension_in_either_key(root: Path, key: str, name: str) -> None:
-    assert _media(root, {key: name, "conversations": CHAT}) == [("video", [name], None)]
+    assert media(root, {key: name, "conversations": CHAT}) == [("video", [name], None)]
 
 
 def test_folder_of_frames_is_a_video(root: Path) -> None:
     (root / "clip").mkdir()
-    assert _media(root, {"video": "clip", "conversations": CHAT}) == [("video", ["clip"], None)]
+    assert media(root, {"video": "clip", "conversations": CHAT}) == [("video", ["clip"], None)]
 
 
 def test_video_chatgpt_source_finds_the_file_of_its_id(root: Path) -> None:
@@ -104,7 +74,7 @@ def test_video_chatgpt_source_finds_the_file_of_its_id(root: Path) -> None:
     (root / "deep" / "v_1.mkv").touch()
     (root / "deep" / "v_1.txt").touch()
     rows = [{"video_id": "v_1", "q": "What?", "a": "A cat."}, {"video_id": "v_2", "q": "Who?", "a": "A dog."}]
-    first, second = load_records(_write(root.parent, rows), root)
+    first, second = load_records(write(root.parent, rows), root)
     assert first.media == (Medium("video", (str(root / "deep/v_1.mkv"),)),)
     assert second.media[0].paths == (str(root / "v_2.mp4"),)  # reported as missing where it is read
     assert first.turns == (Turn("human", "What?\n<video>"), Turn("gpt", "A cat."))
@@ -114,14 +84,14 @@ def test_video_chatgpt_source_finds_the_file_of_its_id(root: Path) -> None:
 def test_video_chatgpt_training_row_names_features(root: Path) -> None:
     (root / "v_1.avi").touch()
     row = {"id": "v_1", "video": "v_1.pkl", "conversations": CHAT}
-    assert _media(root, row) == [("video", ["v_1.avi"], None)]
+    assert media(root, row) == [("video", ["v_1.avi"], None)]
 
 
 def test_video_llava_lists_and_the_order_of_placeholders(root: Path) -> None:
     row = {"video": ["v.mp4"], "image": ["a.jpg", "b.jpg"], "conversations": TEXT}
-    assert [m[1] for m in _media(root, row)] == [["v.mp4"], ["a.jpg"], ["b.jpg"]]  # videos first
+    assert [m[1] for m in media(root, row)] == [["v.mp4"], ["a.jpg"], ["b.jpg"]]  # videos first
     said = [{"from": "human", "value": "<image> <video> <image> Q"}, {"from": "gpt", "value": "A"}]
-    assert [m[1] for m in _media(root, {**row, "conversations": said})] == [["a.jpg"], ["v.mp4"], ["b.jpg"]]
+    assert [m[1] for m in media(root, {**row, "conversations": said})] == [["a.jpg"], ["v.mp4"], ["b.jpg"]]
 
 
 def test_sharegpt_messages(root: Path) -> None:
@@ -130,21 +100,21 @@ def test_sharegpt_messages(root: Path) -> None:
         {"role": "user", "content": "<video>Q"},
         {"role": "assistant", "content": "A"},
     ]
-    record = _one(root, {"messages": messages, "videos": ["x.mp4"]})
+    record = one(root, {"messages": messages, "videos": ["x.mp4"]})
     assert record.turns == (Turn("human", "Be brief.\n\n<video>Q"), Turn("gpt", "A"))
     assert record.media == (Medium("video", (str(root / "x.mp4"),)),)
 
 
 def test_dataset_info_maps_columns_and_tags(root: Path) -> None:
     rows = [{"talk": [{"who": "U", "what": "<video>Q"}, {"who": "B", "what": "A"}], "clips": ["x.mp4"]}]
-    _write(root.parent, rows, "mine.json")
+    write(root.parent, rows, "mine.json")
     tags = {"role_tag": "who", "content_tag": "what", "user_tag": "U", "assistant_tag": "B"}
     columns = {"messages": "talk", "videos": "clips"}
     entry = {"file_name": "mine.json", "formatting": "sharegpt", "columns": columns, "tags": tags}
-    info = _write(root.parent, {"mine": entry, "hub": {"hf_hub_url": "a/b"}}, "dataset_info.json")
+    info = write(root.parent, {"mine": entry, "hub": {"hf_hub_url": "a/b"}}, "dataset_info.json")
     (record,) = load_records(info, root)
     assert record.turns[1] == Turn("gpt", "A") and record.media[0].kind == "video"
-    _write(root.parent, {"mine": entry, "other": entry}, "dataset_info.json")
+    write(root.parent, {"mine": entry, "other": entry}, "dataset_info.json")
     assert len(load_records(f"{info}#mine", root)) == 1
     with pytest.raises(AnnotationError, match=r"describes 2 files .*dataset_info\.json#mine"):
         load_records(info, root)
@@ -163,7 +133,7 @@ def test_schemas_mix_freely_in_one_file(root: Path) -> None:
         {"conversations": TEXT},
     ]
     for name in ("rows.json", "rows.jsonl"):
-        kinds = [[m.kind for m in record.media] for record in load_records(_write(root.parent, rows, name), root)]
+        kinds = [[m.kind for m in record.media] for record in load_records(write(root.parent, rows, name), root)]
         assert kinds == [["image"], ["frames"], ["video", "video"], ["video"], ["video"], []]
 
 
@@ -175,8 +145,8 @@ def test_lines_under_a_json_name_and_a_list_under_a_jsonl_name(root: Path) -> No
 
 
 def test_several_files_come_after_each_other(root: Path) -> None:
-    a = _write(root.parent, [{"id": "a", "conversations": TEXT}], "a.json")
-    b = _write(root.parent, [{"id": "b", "conversations": TEXT}], "b.jsonl")
+    a = write(root.parent, [{"id": "a", "conversations": TEXT}], "a.json")
+    b = write(root.parent, [{"id": "b", "conversations": TEXT}], "b.jsonl")
     assert [record.id for record in load_records([b, a], root)] == ["b", "a"]
 
 
@@ -185,7 +155,7 @@ def test_several_files_come_after_each_other(root: Path) -> None:
 
 def _mixture(root: Path, strategy: str, name: str = "{a,b}.json") -> list[str]:
     for part in "ab":
-        _write(root.parent, [{"id": f"{part}{i}", "conversations": TEXT} for i in range(10)], f"{part}.json")
+        write(root.parent, [{"id": f"{part}{i}", "conversations": TEXT} for i in range(10)], f"{part}.json")
     path = root.parent / "mix.yaml"
     path.write_text(f"datasets:\n  - json_path: '{name}'\n    sampling_strategy: {strategy}\n")
     return [record.id for record in load_records(path, root)]
@@ -227,7 +197,7 @@ def test_random_share_is_seeded_and_without_repeats(root: Path) -> None:
     ],
 )
 def test_bad_mixture(root: Path, text: str, said: str) -> None:
-    _write(root.parent, [{"conversations": TEXT}], "a.json")
+    write(root.parent, [{"conversations": TEXT}], "a.json")
     (root.parent / "mix.yml").write_text(text)
     with pytest.raises(AnnotationError, match=said):
         load_records(root.parent / "mix.yml", root)
@@ -264,102 +234,12 @@ def test_folder_in_the_place_of_a_file(root: Path) -> None:
         load_records(root, root)
 
 
-# --- bad rows ---
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ("text", "expected an object with `conversations`, got 'text'"),
-        ({"id": "a", "image": "a.jpg"}, r"no `conversations` \(the row has: id, image\)"),
-        ({"conversations": []}, "must be a list of turns that is not empty"),
-        ({"conversations": "Q"}, "must be a list of turns"),
-        ({"conversations": [{"from": "human"}]}, "turn 1 .* must hold texts `from` and `value`"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "turn 1 .* must hold texts"),
-        ({"conversations": [TEXT[1]]}, "turn 1 .* must be from 'human' or 'user', not 'gpt'"),
-        ({"conversations": [TEXT[0], TEXT[0]]}, "turn 2 .* must be from 'gpt' or 'assistant', not 'human'"),
-        ({"conversations": [{"from": "tool", "value": "x"}]}, "not 'tool'"),
-        ({"messages": [{"role": "system", "content": "S"}]}, "no turn of a human"),
-        ({"video_id": "1", "caption": "c", "cluster": "0"}, r"no training row.*scripts/webvid\.py weave"),
-        ({"conversations": CHAT}, "1 <image>/<video> placeholders but 0 images or videos"),
-        ({"image": "a.jpg", "conversations": [CHAT[0], CHAT[1], *CHAT]}, "2 <image>/<video> placeholders but 1 images"),
-        (
-            {"videos": ["a.mp4"], "num_frames_per_video": 0, "conversations": TEXT},
-            "must be a count of 1 or more, or a list of them, got 0",
-        ),
-        ({"videos": ["a.mp4"], "num_frames_per_video": "4", "conversations": TEXT}, "must be a count"),
-        ({"videos": ["a.mp4"], "num_frames_per_video": [4, 4], "conversations": TEXT}, "lists 2 counts for 1 videos"),
-        ({"frames": "a.png", "conversations": TEXT}, "`frames` must be a list"),
-        ({"frames": [["a.png"], []], "conversations": TEXT}, "is an empty list"),
-        ({"image": "", "conversations": CHAT}, "must be a text that is not empty"),
-        ({"image": {"path": "a.jpg"}, "conversations": CHAT}, "must be a text that is not empty"),
-    ],
-)
-def test_bad_row_is_named_with_its_reason(root: Path, row: Any, said: str) -> None:
-    path = _write(root.parent, [{"conversations": TEXT}, row])
-    with pytest.raises(AnnotationError, match=said) as caught:
-        load_records(path, root)
-    assert str(caught.value).startswith(f"{path}, row 2: ")
-
-
-# --- paths ---
-
-
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [
-        ("../secret.jpg", r"leaves the media folder .* \('\.\.'\)"),
-        ("a/../../secret.jpg", "leaves the media folder"),
-        ("..", "leaves the media folder"),
-        ("/etc/passwd.jpg", r"leaves the media folder .* \(an absolute path\)"),
-        ("a\0.jpg", "NUL"),
-        ("http://host/a.mp4", "is a URL"),
-        ("file:///etc/a.mp4", "is a URL"),
-        ("C:\\videos\\a.mp4", "absolute on another system"),
-        ("\\\\host\\a.mp4", "absolute on another system"),
-    ],
-)
-@pytest.mark.parametrize("key", ["image", "videos", "frames"])
-def test_path_may_not_leave_its_folder(root: Path, key: str, path: str, said: str) -> None:
-    row = {key: path if key == "image" else [path], "conversations": CHAT}
-    with pytest.raises(AnnotationError, match=f"row 1: .*{said}"):
-        _one(root, row)
-
-
-def test_links_that_leave_are_refused_and_links_that_stay_are_fine(root: Path) -> None:
-    outside = root.parent / "outside"
-    outside.mkdir()
-    (outside / "a.jpg").touch()
-    (root / "inside").mkdir()
-    (root / "file.jpg").symlink_to(outside / "a.jpg")
-    (root / "folder").symlink_to(outside, target_is_directory=True)
-    (root / "fine").symlink_to(root / "inside", target_is_directory=True)
-    for path in ("file.jpg", "folder/a.jpg"):
-        with pytest.raises(AnnotationError, match=r"leaves the media folder .* \(a link to"):
-            _one(root, {"image": path, "conversations": CHAT})
-    assert _media(root, {"image": "fine/a.jpg", "conversations": CHAT})[0][1] == ["fine/a.jpg"]
-
-
-def test_media_folder_may_be_a_link_itself_and_absolute_paths_into_it_are_fine(root: Path) -> None:
-    link = root.parent / "link"
-    link.symlink_to(root, target_is_directory=True)
-    for path in (str(link / "a.jpg"), str(root / "a.jpg"), "./x/../a.jpg"):
-        record = _one(link, {"image": path, "conversations": CHAT})
-        assert record.media[0].paths == (str(link / "a.jpg"),)
-
-
-def test_odd_but_honest_names(root: Path) -> None:
-    for path in ("a..b.jpg", "caf\u00e9/\u6f22.mp4", "a:b.jpg", "x//y.jpg", "~/z.jpg"):
-        found = _one(root, {"image": path, "conversations": CHAT}).media[0].paths[0]
-        assert found == str(root / path)
-
-
 # --- the table, and media that are asked for ---
 
 
 def test_table_is_a_sequence_of_equal_records(root: Path) -> None:
     rows = [{"id": str(i), "image": f"{i}.jpg", "conversations": CHAT} for i in range(5)]
-    table = load_records(_write(root.parent, rows), root)
+    table = load_records(write(root.parent, rows), root)
     assert [record.id for record in table] == list("01234") and table[-1].id == "4"
     assert [record.id for record in table[1:4:2]] == ["1", "3"] and table == list(table)
     assert not len(RecordTable([]))
@@ -371,7 +251,7 @@ def test_check_media_names_what_is_missing_empty_or_no_video(root: Path) -> None
     (root / "empty.mp4").touch()
     (root / "text.mp4").write_text("not a video")
     rows = [{"image": name, "conversations": CHAT} for name in ("gone.jpg", "empty.mp4", "text.mp4")]
-    table = load_records(_write(root.parent, rows), root)
+    table = load_records(write(root.parent, rows), root)
     missing, empty = check_media(table)
     assert missing.endswith(f"row 1: {root}/gone.jpg: no such file") and empty.endswith("the file is empty")
     assert "row 3" in check_media(table, open_files=True)[2] and len(check_media(table, open_files=True)) == 3

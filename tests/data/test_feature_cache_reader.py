@@ -194,6 +194,15 @@ def test_a_sampler_that_was_changed_is_asked_again(tmp_path: Path, media: dict[s
         del SAMPLERS._entries["test-shifted"]
 
 
+def test_keyframes_are_remembered(tmp_path: Path, media: dict[str, Medium], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"sampler": "keyframes", "num_frames": 2}
+    live = _fill(_reader(tmp_path, **options), media["video"]).frames
+    uniform = _reader(tmp_path, num_frames=2).read.read(media["video"], np.random.default_rng(0))
+    assert live is not None and not torch.equal(live, uniform)
+    _forbid_opening(monkeypatch)
+    assert torch.equal(_reader(tmp_path, **options).clip(media["video"]).features, _tower(live))
+
+
 def test_a_damaged_entry_is_computed_again_and_counted(tmp_path: Path, media: dict[str, Medium]) -> None:
     reader = _reader(tmp_path)
     for medium in media.values():

@@ -5,12 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,30 +17,9 @@ from prismatic.data.media import MediaReader
 from prismatic.types import ImageSpec
 from prismatic.video.decode import MediaError, open_video
 from prismatic.video.shards import INDEX_SUFFIX, index_path
+from tests.audit import watched
 
 CHAT = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
-_opened: list[str] | None = None
-
-
-def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if _opened is not None and event == "open" and isinstance(args[0], (str, bytes)):
-        _opened.append(os.path.realpath(os.fsdecode(args[0])))
-    elif _opened is not None and event in ("socket.connect", "subprocess.Popen", "os.system"):
-        _opened.append(event)
-
-
-sys.addaudithook(_hook)  # for the rest of the process; it records inside `watched` alone
-
-
-@contextmanager
-def watched() -> Iterator[list[str]]:
-    """What is opened (files, where they really lie), connected to, or started inside."""
-    global _opened
-    _opened = seen = []
-    try:
-        yield seen
-    finally:
-        _opened = None
 
 
 @pytest.fixture
@@ -70,6 +45,8 @@ def place(tmp_path: Path) -> Path:
     (media / "clip/1.png").symlink_to(outside / "secret.png")
     (media / "told").mkdir()
     picture.save(media / "told/0.png")
+    (media / "named.mp4").mkdir()
+    (media / "named.mp4/0.png").symlink_to(outside / "secret.png")
     (outside / "manifest.json").write_text('{"indices": [0], "num_frames": 1, "fps": 1}')
     (media / "told/manifest.json").symlink_to(outside / "manifest.json")
     with tarfile.open(media / "indexed.tar", "w") as tar:
@@ -98,6 +75,7 @@ PATHS = [
     *("data:image/png;base64,AAAA", "simplecache::file://{root}/outside/secret.png"),
     *(
         "../outside/secret.mp4",
+        "named.mp4",
         "link.mp4",
         "../outside/secret.tar#a",
         "link.tar#a",

@@ -84,7 +84,7 @@ def test_path_to_a_video_is_sampled(make_vlm, tmp_path):
     av = pytest.importorskip("av")
     path = tmp_path / "levels.mkv"
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1", rate=10)  # lossless: frame i is exactly grey 10 i
+        stream = out.add_stream("ffv1", rate=10, options={"g": "3"})  # lossless: frame i is exactly grey 10 i
         stream.width, stream.height, stream.pix_fmt = 32, 32, "bgr0"
         for i in range(9):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8), format="rgb24")
@@ -94,6 +94,9 @@ def test_path_to_a_video_is_sampled(make_vlm, tmp_path):
     wanted = np.stack([np.full((32, 32, 3), 10 * i, np.uint8) for i in (0, 4, 8)])
     torch.testing.assert_close(vlm.encode_clips(path)[0].tokens, vlm.encode_clips(wanted)[0].tokens)
     assert vlm.generate(str(path), prompt(vlm), max_new_tokens=3) == vlm.generate(wanted, prompt(vlm), max_new_tokens=3)
+    vlm.sampler = "keyframes"
+    wanted = np.stack([np.full((32, 32, 3), 10 * i, np.uint8) for i in (0, 3, 6)])
+    torch.testing.assert_close(vlm.encode_clips(path)[0].tokens, vlm.encode_clips(wanted)[0].tokens)
 
 
 def test_encoded_clips_save_the_vision_work(make_vlm):

@@ -146,6 +146,7 @@ def test_no_permission_to_write(shapes: tuple[str, ...], tmp_path: Path, refused
 def test_generate_refuses_what_is_no_run(tmp_path: Path, refused: Refused) -> None:
     assert "latest-checkpoint" in refused("generate.py", "--model_path", str(tmp_path), "--media", "a.mp4")
     assert "did you mean" in refused("generate.py", "--model_path", "prism-clip+8b", "--media", "a.mp4")
+    assert "did you mean 'keyframes'" in refused("generate.py", "--model_path", str(tmp_path), "--sampler", "keyframe")
 
 
 def test_weights_that_do_not_fit_the_configuration(trained: Path, tmp_path: Path, refused: Refused) -> None:

@@ -48,23 +48,25 @@ def write_video(
     muxer: dict[str, str] | None = None,
     ticks: Sequence[int] | None = None,
     rotation: int | None = None,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Path:
     """Encode `frames` coded frames at 25 per second into `path`.
 
     ticks: presentation time of each frame in 1/1000 s (a variable frame rate). rotation: degrees counter-clockwise that
-    the container asks a player to turn the picture by.
+    the container asks a player to turn the picture by. size: (width, height) that the coded frames are cut to.
     """
     time_base = Fraction(1, 1000) if ticks is not None else Fraction(1, 25)
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = time_base
         if rotation is not None:
             if not hasattr(type(stream), "set_display_rotation"):
                 pytest.skip("PyAV before 18 cannot write a rotation")
             stream.set_display_rotation(rotation)
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(code_frame(i), format="rgb24").reformat(format=pix_fmt)
+            image = np.ascontiguousarray(code_frame(i)[: size[1], : size[0]])
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
             frame.pts = ticks[i] if ticks is not None else i
             frame.time_base = time_base
             container.mux(stream.encode(frame))
@@ -134,6 +136,23 @@ def _truncated(folder: Path) -> Path:
     return truncate(whole, folder / "truncated.mp4", 0.6)
 
 
+def _patched(name: str, found: bytes, *patches: tuple[int, bytes], **changes: object) -> Callable[[Path], Path]:
+    """A file in whose bytes `patches` (distance from each place where `found` stands, new bytes) are written."""
+
+    def make(folder: Path) -> Path:
+        codec = "mpeg4" if name.endswith(".avi") else "libx264"
+        path = write_video(folder / name, codec, 60, **changes)  # type: ignore[arg-type]
+        data = bytearray(path.read_bytes())
+        place = -1
+        while (place := data.find(found, place + 1)) >= 0:
+            for distance, patch in patches:
+                data[place + distance : place + distance + len(patch)] = patch
+        path.write_bytes(data)
+        return path
+
+    return make
+
+
 def _plain(name: str, codec: str, **changes: object) -> Callable[[Path], Path]:
     frames = int(changes.pop("frames", 60))  # type: ignore[call-overload]
     return lambda folder: write_video(folder / name, codec, frames, **changes)
@@ -169,6 +188,18 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "open-gop-mp4": _plain("open.mp4", "libx264", options={**X264, "x264-params": "open-gop=1"}),
     "refresh-mp4": _plain("refresh.mp4", "libx264", options={"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
     "mjpeg-avi": _plain("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p"),
+    "interlaced-mp4": _plain("fields.mp4", "libx264", options={**X264, "x264-params": "tff=1"}),
+    "interlaced-mpg": _plain("fields.mpg", "mpeg2video", options={"g": "12", "bf": "2", "flags": "+ildct+ilme"}),
+    "odd-size-mp4": _h264("-odd.mp4", pix_fmt="yuv444p", size=(127, 95)),
+    "odd-size-webm": _plain("odd.webm", "libvpx", options={"g": "12"}, size=(127, 95)),
+    # Headers of AVI: frames in all (`avih`), length of the stream (`strh`), and the index at the end (`idx1`).
+    "wrong-count-avi": _patched("count.avi", b"avih", (24, b"\x07\0\0\0"), options={"qscale": "3", "g": "12"}),
+    "wrong-length-avi": _patched("length.avi", b"strh", (40, b"\xff\x03\0\0"), options={"qscale": "3"}),
+    "no-index-avi": _patched("index.avi", b"idx1", (0, b"JUNK"), options={"qscale": "3", "g": "12"}),
+    "no-cues-mkv": _h264("-live.mkv", muxer={"live": "1"}),
+    "fragmented-mp4": _h264("-fragments.mp4", muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+    # `mdhd` tells how long the track lasts: version and flags, made, changed, time scale, duration.
+    "wrong-duration-mp4": _patched("duration.mp4", b"mdhd", (20, b"\0\0\0\x09"), options=X264),
     "long-gop-mp4": _plain("long.mp4", "libx264", options={"g": "250", "threads": "1"}),
 }
 """Kind -> function that writes one such file into a folder and returns its path."""

@@ -44,7 +44,7 @@ def test_manifest_gives_the_times(tmp_path: Path) -> None:
     with open_video(folder) as clip:
         assert np.allclose(clip.timestamps, [0, 1.32, 2.64, 3.96])
         assert clip.fps == pytest.approx(25 / 33)
-        facts = ClipFacts(len(clip), clip.fps, clip.timestamps)
+        facts = ClipFacts.of(clip)
         assert sample(facts, 2, "uniform", np.random.default_rng(0)).tolist() == [0, 3]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 from prismatic.video.decode import Clip, MediaError, open_video
 from prismatic.video.walk import Walk
@@ -91,9 +93,9 @@ def count_decoded(path: Path, indices: Callable[[int], list[int]], monkeypatch: 
     came = 0
     plain = Walk.next
 
-    def counting(self: Walk, wanted: object = None) -> object:
+    def counting(self: Walk, *told: object) -> object:
         nonlocal came
-        frame = plain(self, wanted)
+        frame = plain(self, *told)
         came += frame is not None
         return frame
 
@@ -117,6 +119,30 @@ def test_never_decodes_more_than_a_sequential_pass(
 def test_seeks_when_a_keyframe_lies_between(kind: str, video: Video, monkeypatch: pytest.MonkeyPatch) -> None:
     came, total = count_decoded(video(kind), lambda n: [0, n - 1], monkeypatch)
     assert came <= 20 < total, f"{came} frames decoded for two, with keyframes at most 12 frames apart"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keyframes_are_pictures_that_need_no_other(kind: str, video: Video) -> None:
+    with av.open(str(video(kind))) as container, open_video(video(kind)) as clip:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_type = "NONE"
+        types = []
+        for packet in [*(p for p in container.demux(stream) if p.size), None]:
+            with suppress(av.InvalidDataError):
+                types += [frame.pict_type for frame in stream.codec_context.decode(packet)]
+        assert clip.keyframes is not None and (np.diff(clip.keyframes) > 0).all()
+        if kind != "refresh-mp4":  # whose marks lie: decoding finds that out
+            assert all(types[number] in (PictureType.I, PictureType.NONE) for number in clip.keyframes)
+        assert len(clip.keyframes) or not clip.index.ordered  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["h264-mp4", "hevc-mp4", "h264-ts", "vp9-webm", "mpeg2-mpg"])
+def test_a_keyframe_costs_one_frame(kind: str, video: Video, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_video(video(kind)) as clip:
+        keys = clip.keyframes
+    assert keys is not None and len(keys) >= 4
+    came, _ = count_decoded(video(kind), lambda _: keys[1:4].tolist(), monkeypatch)
+    assert came == 1 + 3, "opening decodes one frame, and each keyframe is one"
 
 
 def test_opening_decodes_one_frame(video: Video, monkeypatch: pytest.MonkeyPatch) -> None:

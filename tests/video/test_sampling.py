@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from prismatic.registry import UnknownIdError
-from prismatic.video.sampling import SAMPLERS, ClipFacts, sample
+from prismatic.video.sampling import SAMPLERS, ClipFacts, _say_few_keyframes, sample
+
+
+@pytest.fixture(autouse=True)
+def said_nothing_yet() -> None:
+    _say_few_keyframes.cache_clear()
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -88,3 +93,37 @@ def test_bad_arguments() -> None:
         sample(ClipFacts(5), 4, "uniform", rng(), "repeat-last")  # type: ignore[arg-type]
     with pytest.raises(UnknownIdError, match=r"--dataset\.sampler; did you mean 'uniform'"):
         sample(ClipFacts(5), 4, "unifrom", rng())
+
+
+@pytest.mark.parametrize(
+    ("keys", "count", "expected"),
+    [
+        ([0, 60, 120, 180, 240], 4, [0, 120, 180, 240]),  # nearest to 0 99 199 299
+        ([0, 60, 120, 180, 240], 1, [0]),
+        ([0, 60, 120, 180, 240], 5, [0, 60, 120, 180, 240]),
+        ([0, 4, 8, 12, 16, 20], 4, [0, 12, 16, 20]),  # all near the start: none twice
+        ([280, 284, 288, 292], 3, [280, 284, 292]),
+        ([150], 1, [150]),
+    ],
+)
+def test_keyframes_are_the_nearest_ones_and_none_twice(keys: list[int], count: int, expected: list[int]) -> None:
+    facts = ClipFacts(300, 25.0, keyframes=np.asarray(keys))
+    assert sample(facts, count, "keyframes", rng()).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_keyframes_of_any_file(seed: int) -> None:
+    keys = np.sort(rng(seed).choice(300, 30, replace=False))
+    for count in range(1, 31):
+        chosen = sample(ClipFacts(300, keyframes=keys), count, "keyframes", rng())
+        assert len(chosen) == count and (np.diff(chosen) > 0).all() and np.isin(chosen, keys).all()
+
+
+def test_too_few_keyframes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    for keys in ([0, 250], []):
+        facts = ClipFacts(300, keyframes=np.asarray(keys, np.int64))
+        assert sample(facts, 4, "keyframes", rng()).tolist() == sample(facts, 4, "uniform", rng()).tolist()
+    assert [r.getMessage() for r in caplog.records] == [
+        "--dataset.sampler keyframes: a video has fewer than 4 keyframes; of it, and of all such, frames are taken as "
+        "by --dataset.sampler uniform"
+    ]

@@ -26,6 +26,13 @@ def test_the_same_table_in_every_format(tmp_path: Path) -> None:
         assert list(read_captions(tmp_path / name, ANY)) == expected, name
 
 
+def test_what_utf_8_and_lists_cannot_hold(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('[{"id": "a\\nb", "caption": "half \\ud83d, whole \\ud83d\\ude00,\\u2028next"}]')
+    assert list(read_captions(tmp_path / "t.json", ANY)) == [
+        Caption("a b", "", "a\nb", "half ?, whole \U0001f600, next")
+    ]
+
+
 def test_columns_by_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,clip,what,name\n7,a/b.mp4,x,y\n")
     columns = Columns(path="clip", caption="what")

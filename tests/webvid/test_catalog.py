@@ -54,6 +54,18 @@ def test_the_folder_above_the_videos_works_too(tmp_path: Path) -> None:
     assert _rows(tmp_path / "c.parquet")[0]["path"] == "videos/p1/10.mp4"
 
 
+def test_videos_that_left_the_folders_of_the_table_are_found_by_their_name(tmp_path: Path) -> None:
+    for i, name in enumerate(("10.mp4", "train/11.mp4", "a/b/12.mp4", "x/b/12.mp4", "p1/13.mp4", "p2/13.mp4")):
+        write_video(tmp_path / "v" / name, shade=i * 30)
+    rows = [("10", "u", "", "p1", "ten"), ("11", "u", "", "p9", "eleven"), ("12", "u", "", "x/b", "twelve")]
+    rows += [("13", "u", "", "p3", "two files may be meant"), ("10", "u", "", "p2", "again")]
+    table = _csv(tmp_path / "r.csv", WEBVID, rows)
+    catalog(CatalogConfig(videos=tmp_path / "v", captions=table, output=tmp_path / "c.parquet"))
+    found = [(r["path"], r["status"]) for r in _rows(tmp_path / "c.parquet")[:5]]
+    assert found[:3] == [("10.mp4", "ok"), ("train/11.mp4", "ok"), ("x/b/12.mp4", "ok")]
+    assert found[3:] == [("", "missing"), ("10.mp4", "duplicate of 10")]
+
+
 def test_what_is_wrong_is_marked_and_kept(tmp_path: Path) -> None:
     videos = tmp_path / "v"
     write_video(videos / "good.mp4")

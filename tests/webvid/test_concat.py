@@ -66,10 +66,21 @@ def test_broken_media_are_told(root: Path) -> None:
     cfg = ConcatConfig(annotations=rows, media_root=root, output=root / "look", height=32)
     told = concat(cfg)
     assert "1 videos made" in told and "skipped 1: " in told and "bad.mp4" in told
-    assert sorted(p.name for p in (root / "look").iterdir()) == ["000001-r_1.mp4", "index.jsonl"]
+    assert sorted(p.name for p in (root / "look").iterdir()) == ["000001-r_1.mp4", "concat.json", "index.jsonl"]
     cfg.annotations = _rows(root, {"video": "bad.mp4"})
     with pytest.raises(ValueError, match=r"no row could be shown; the first: .*bad\.mp4"):
         concat(cfg)
     cfg.what = "all"
     with pytest.raises(ValueError, match="--what must be clips or frames"):
+        concat(cfg)
+
+
+def test_other_settings_need_another_folder(root: Path) -> None:
+    cfg = ConcatConfig(annotations=_rows(root, {"video": "a.mp4"}), media_root=root, output=root / "look")
+    concat(cfg)
+    cfg.height = 64
+    with pytest.raises(ValueError, match=r"made with other settings: height 256 \(now 64\); use another"):
+        concat(cfg)
+    cfg.annotations = root / "none.json"
+    with pytest.raises(ValueError, match=r"--annotations .*none.json: no such file"):
         concat(cfg)

@@ -126,7 +126,7 @@ def test_captions_by_a_text_encoder(heap: Path, tmp_path: Path, encoder: str) ->
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vision_backbone_id": "tiny-vti"}, "did you mean 'tiny-vit'"),
+        ({"vision_backbone_id": "tiny-vti"}, "for --vision_backbone_id; did you mean 'tiny-vit'"),
         ({"pretrained_backbones": True}, "no pretrained weights; pass --pretrained_backbones false"),
         ({"image_resize_strategy": "x"}, "resize strategy"),
         ({"precision": "fp8"}, "--precision must be fp32 or bf16"),
@@ -142,3 +142,9 @@ def test_other_settings_need_another_folder(heap: Path, tmp_path: Path) -> None:
     embed(_cfg(heap, tmp_path / "e"))
     with pytest.raises(ValueError, match=r"made with other settings: num_frames 2 \(now 3\)"):
         embed(_cfg(heap, tmp_path / "e", num_frames=3))
+
+
+def test_settings_that_did_not_work_bind_nobody(heap: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--pretrained_backbones false"):
+        embed(_cfg(heap, tmp_path / "e", pretrained_backbones=True))
+    assert "done now" in embed(_cfg(heap, tmp_path / "e"))

@@ -12,10 +12,15 @@ import pytest
 from PIL import Image
 
 from prismatic.conf.webvid_media import ExtractConfig
+from prismatic.types import ImageSpec
 from prismatic.video.decode import open_video
+from prismatic.video.images import read_image
+from prismatic.video.transforms import resize
 from prismatic.webvid import extract as extract_module
+from prismatic.webvid import frames as frames_module
 from prismatic.webvid.extract import extract
 from prismatic.webvid.frame_folders import folder_of
+from prismatic.webvid.frames import FrameSpec, square_of, take_frames
 from prismatic.webvid.tar_shards import key_of
 from tests.webvid.heap import make_catalog, tree, write_heap
 from tests.webvid.videos import write_video
@@ -50,6 +55,15 @@ def test_folders_hold_exactly_the_frames_of_the_video(heap: Path, tmp_path: Path
     assert "0 done now, 9 from before" in extract(_cfg(heap, tmp_path / "f"))
 
 
+def test_the_manifest_names_the_keyframes_that_were_taken(heap: Path, tmp_path: Path) -> None:
+    extract(_cfg(heap, tmp_path / "f", sampler="keyframes", num_frames=1))
+    for i in range(9):
+        with open_video(tmp_path / f"f/{i:03d}") as stored, open_video(heap / f"v/{i:03d}.mp4") as video:
+            indices = json.loads((tmp_path / f"f/{i:03d}/manifest.json").read_text())["indices"]
+            assert set(indices) <= set(video.keyframes.tolist())
+            assert np.array_equal(stored.get([0]), video.get(indices))
+
+
 def test_shards_give_the_frames_of_the_folders(heap: Path, tmp_path: Path) -> None:
     extract(_cfg(heap, tmp_path / "f"))
     told = extract(_cfg(heap, tmp_path / "s", "shards"))
@@ -72,6 +86,43 @@ def test_webdataset_reads_the_shards(heap: Path, tmp_path: Path) -> None:
     assert [s["__key__"] for s in samples] == ["000", "001", "002", "003"]
     assert min(Image.open(io.BytesIO(samples[1]["0002.jpg"])).size) == 16
     assert json.loads(samples[1]["json"])["indices"] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("image", ["png", "ppm", "jpeg"])
+@pytest.mark.parametrize(
+    ("strategy", "crop_pct"), [("letterbox", 1.0), ("letterbox", 0.875), ("resize-naive", 0.9), ("resize-crop", 1.0)]
+)
+def test_stored_squares_are_what_training_makes_of_the_video(
+    image: str, strategy: str, crop_pct: float, heap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ImageSpec(28, mean=(0.48, 0.45, 0.40), crop_pct=crop_pct)
+    monkeypatch.setattr(frames_module, "image_spec", lambda name: spec)
+    store = FrameSpec(3, image_format=image, square=square_of("some-vit", strategy), resize_strategy=strategy)
+    for i in range(4):
+        data = take_frames(heap / f"v/{i:03d}.mp4", store).data
+        kept = np.concatenate([read_image("memory", picture) for picture in data])
+        made = resize(kept, spec, strategy).numpy().astype(int)
+        live = resize(_frames(heap / f"v/{i:03d}.mp4"), spec, strategy).numpy()
+        assert kept.shape[1] == kept.shape[2]
+        assert np.abs(made - live).max() <= (12 if image == "jpeg" else 0)
+
+
+def test_squares_that_would_be_cropped_twice_are_refused(heap: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(frames_module, "image_spec", lambda name: ImageSpec(28, crop_pct=0.9))
+    squares = {"vision_backbone_id": "some-vit", "image_resize_strategy": "resize-crop"}
+    with pytest.raises(ValueError, match="use --short_side PIXELS"):
+        extract(_cfg(heap, tmp_path / "f", **squares))
+
+
+def test_squares_of_a_backbone(heap: Path, tmp_path: Path) -> None:
+    spec = frames_module.image_spec("tiny-vit")
+    cfg = _cfg(heap, tmp_path / "s", "shards", vision_backbone_id="tiny-vit", ids="000", image_format="ppm")
+    extract(cfg)
+    with open_video(f"{tmp_path}/s/000000.tar#000") as stored:
+        assert stored.width == stored.height == spec.resolution
+        live = resize(_frames(heap / "v/000.mp4"), spec, "letterbox")
+        assert np.array_equal(resize(stored.get(range(3)), spec, "letterbox"), live)
+    assert "0 done now, 1 from before" in extract(cfg)
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])
@@ -100,6 +151,22 @@ def test_a_kill_after_any_batch_changes_no_byte(
             (cut / name).write_bytes(b"half")
         extract(_cfg(heap, cut, form))
         assert tree(cut) == whole
+
+
+@pytest.mark.parametrize("form", ["folder", "shards"])
+def test_a_lost_machine_leaves_nothing_half_written(
+    form: str, heap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = extract_module.ENGINES.get("local")
+
+    def losing(job: object, batches: object, workers: object) -> object:
+        (tmp_path / "out/.000001.tar.gone.77.partial").write_bytes(b"half")
+        (tmp_path / "out/.abc.partial").mkdir()
+        yield from real(job, batches, workers)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(extract_module.ENGINES._entries, "local", losing)
+    assert "9 done now" in extract(_cfg(heap, tmp_path / "out", form))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])
@@ -134,7 +201,12 @@ def test_ids_and_short_videos(heap: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "a").iterdir() if p.is_dir()) == ["000", "004"]
     manifest = json.loads((tmp_path / "a/000/manifest.json").read_text())
     assert manifest == {"indices": [0, 1, 2], "num_frames": 3, "fps": 5.0}
-    assert "1 videos: 1 done now" in extract(_cfg(heap, tmp_path / "b", ids="003, nobody"))
+    told = extract(_cfg(heap, tmp_path / "b", ids="003, nobody"))
+    assert "1 videos: 1 done now" in told and "of --ids 1 are no usable videos of the catalog: nobody" in told
+    (tmp_path / "ids.json").write_text("\ufeff" + json.dumps(["000", "004"]), encoding="utf-8")
+    assert "2 videos: 2 done now" in extract(_cfg(heap, tmp_path / "c", ids=str(tmp_path / "ids.json")))
+    many = ",".join(f"{i:03d}" for i in range(2000))  # longer than a file's name may be
+    assert "9 videos: 9 done now" in extract(_cfg(heap, tmp_path / "d", ids=many))
 
 
 def test_ids_that_are_no_names(tmp_path: Path) -> None:
@@ -168,9 +240,14 @@ def test_ids_that_are_no_names(tmp_path: Path) -> None:
         ({"format": "zip"}, "--format must be folder or shards, got 'zip'"),
         ({"image_format": "gif"}, "--image_format must be png or jpeg"),
         ({"quality": 0}, "--quality must be from 1 to 100"),
+        ({"short_side": 16, "vision_backbone_id": "tiny-vit"}, "leave one out"),
+        ({"image_resize_strategy": "resize-crop"}, "does nothing without --vision_backbone_id"),
+        ({"vision_backbone_id": "tiny-vitt"}, "did you mean 'tiny-vit'"),
+        ({"vision_backbone_id": "tiny-vit", "image_resize_strategy": "leterbox"}, "did you mean 'letterbox'"),
         ({"sampler": "unifrom"}, "did you mean 'uniform'"),
         ({"engine": "dask"}, "unknown engine 'dask' for --engine"),
         ({"ids": "nobody"}, "no row has status ok and an id of --ids"),
+        ({"ids": "gone.txt"}, "--ids gone.txt: no such file"),
         ({"catalog": Path("gone.parquet")}, "--catalog gone.parquet: no such file"),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from prismatic.webvid import files
 from prismatic.webvid.files import iter_rows, read_rows, write_rows
 
-ROWS = [{"a": 1, "b": "x, [y]"}, {"a": 2}, {"a": {"c": "]"}}]
+# The second holds what str.splitlines takes for ends of lines.
+ROWS = [{"a": 1, "b": "x, [y]"}, {"a": "1\u2028 2\x85 3\x0c 4\r 5"}, {"a": {"c": "]"}}]
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from prismatic.conf.webvid_rows import CaptionsConfig
+from prismatic.data.weave import Shown
 from prismatic.webvid.catalog import SCHEMA, read_catalog
 from prismatic.webvid.join_captions import captions
 
@@ -82,6 +84,41 @@ def test_catalog(tmp_path: Path) -> None:
     assert found.statuses == ["ok", "ok", "broken: x", "no caption"]
     assert found.videos.resolve() == (tmp_path / "videos").resolve(), "the moved catalog lost its videos"
     assert pyarrow.parquet.read_table(cfg.output)["duration"].to_pylist() == [2.0, 2.0, None, 2.0]
+
+
+def test_rows_that_all_captions_do_not_answer_are_refused(tmp_path: Path) -> None:
+    from prismatic.webvid.forms import FORMS
+
+    table = _json(tmp_path / "t.json", [{"id": i, "caption": f"new {i}"} for i in "abc"])
+    clips = [Shown(f"a {word} in the sun", 2, 3.0) for word in ("cat", "dog", "tree")]
+    for name in FORMS.names():
+        question, answer = FORMS.get(name)(clips, "What is shown?", np.random.default_rng(0))
+        said = [{"from": "human", "value": f"<video>\n{question}"}, {"from": "gpt", "value": answer}]
+        woven = _json(tmp_path / f"{name}.json", [{"id": "a, b, c", "conversations": said}])
+        cfg = CaptionsConfig(input=woven, captions=str(table), output=tmp_path / "out.json")
+        if name in ("joined", "ordered"):
+            captions(cfg)
+            assert "new b" in cfg.output.read_text(), name
+            cfg.output.unlink()
+        else:
+            with pytest.raises(ValueError, match=r"row 1: its question is not answered by .* `webvid.py weave` again"):
+                captions(cfg)
+            assert not cfg.output.exists(), name
+
+
+def test_the_last_of_two_captions_counts_and_strangers_are_told(tmp_path: Path) -> None:
+    rows = [{"id": i, "path": f"{i}.mp4", "caption": "old", "status": "ok"} for i in "ab"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "c.parquet")
+    new = [{"id": i, "caption": text} for i, text in (("b", "1"), ("z", "2"), ("b", "3"), ("y", "4"))]
+    table, cut = _json(tmp_path / "t.json", new), tmp_path / "cut.csv"
+    cfg = CaptionsConfig(input=tmp_path / "c.parquet", captions=str(table), output=tmp_path / "out.parquet")
+    told = captions(cfg)
+    assert "3 captions from 1 file" in told and "2 of the captions are of other videos: z, y" in told
+    assert read_catalog(cfg.output).captions == ["old", "3"]
+    cut.write_text("id,caption\na,one, two\n")
+    cfg.captions = str(cut)
+    with pytest.raises(ValueError, match="line 2: 2 columns expected; a caption with a comma needs quotes"):
+        captions(cfg)
 
 
 def test_named_fields_and_bad_input(tmp_path: Path) -> None:

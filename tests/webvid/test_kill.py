@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
 from prismatic.conf.webvid_media import ExtractConfig, SplitConfig
@@ -73,6 +75,8 @@ def _fork(step: Callable[[], str], kill_after: float | None = None) -> float:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             # The server that starts processes is a child of the other one: this one needs its own.
             forkserver._forkserver._forkserver_pid = forkserver._forkserver._forkserver_alive_fd = None
+            # Forks share the lock of progress bars: one that is killed while it holds it would stop all that follow.
+            tqdm.set_lock(threading.RLock())
             step()
             os._exit(0)
         finally:

@@ -56,7 +56,7 @@ def test_rows_that_name_shards(cfg: QnaConfig, tmp_path: Path) -> None:
     for row in _read(cfg):
         assert row["videos"] == [f"{where[row['id']]:06d}.tar#{row['id']}"] and row["num_frames_per_video"] == 4
     (cfg.frames / "000001.tar").unlink()
-    with pytest.raises(ValueError, match=r"no shard holds v[23]; `webvid.py extract` makes them"):
+    with pytest.raises(ValueError, match=r"no shard holds (v2, v3|v3, v2); `webvid.py extract` makes them"):
         qna(cfg)
 
 
@@ -87,6 +87,34 @@ def test_frames_of_folders(cfg: QnaConfig, tmp_path: Path) -> None:
     cfg.frames, cfg.num_frames = tmp_path / "frames", 2
     qna(cfg)
     assert all(row["frames"] == [f"{row['id']}/0000.png", f"{row['id']}/0007.png"] for row in _read(cfg))
+
+
+def test_lists_as_python_prints_them_and_as_it_does_not(cfg: QnaConfig, tmp_path: Path) -> None:
+    odd = ['it\'s "so"', "a {brace} and a 'quote'", "two\nlines", "\u2028", "caf\u00e9", "back\\slash"]
+    entries = [{"file_paths": ["v0.mp4"], "question": text, "answer": "yes"} for text in odd]
+    nested = {"video_id": "v0", "question": "nested", "answer": "yes", "more": {"x": None}}
+    file = tmp_path / "video_questions_odd.txt"
+    cfg.questions, cfg.per_type = str(file), 99
+    halves = '{"video_id": "v0", "question": "half \\ud83d of one, \\ud83d\\ude00 whole", "answer": "\\/"}'
+    for text, more in (
+        (repr(entries), []),
+        ("\n " + repr(entries).replace("}, {", "},\n{") + "\n", []),
+        (json.dumps(entries), []),
+        (repr([*entries, nested, entries[0]]), ["nested", odd[0]]),
+        (repr([nested]), None),
+        (f"[{halves}]", None),
+    ):
+        file.write_text(text, encoding="utf-8")
+        qna(cfg)
+        asked = sorted(row["conversations"][0]["value"].removeprefix("<video>\n") for row in _read(cfg))
+        if more is not None:
+            assert asked == sorted(" ".join(question.split()) for question in [*odd, *more] if question.split())
+        else:
+            assert asked in (["nested"], ["half ? of one, \U0001f600 whole"])
+    for text in (repr(entries)[:-1], repr(entries) + "x", repr(entries).replace("}, {", "} {"), "[{'a': b}]"):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="neither JSON nor a list as Python writes it"):
+            qna(cfg)
 
 
 def test_bad_input(cfg: QnaConfig, tmp_path: Path) -> None:

@@ -72,13 +72,22 @@ def test_the_page_shows_clusters_and_woven_examples(heap: Path, tmp_path: Path) 
     assert "https://" not in page
     names = sorted(p.name for p in (tmp_path / "r_files").iterdir())
     sheets = [f"{kind}-{i}.png" for kind in ("best", "median", "worst", "woven") for i in (1, 2, 3)]
-    assert names == sorted([*sheets, "cohesion.png", "map.png", "sizes.png", "skipped.jsonl"])
+    assert names == sorted([*sheets, "cohesion.png", "map.png", "sizes.png", "skipped.jsonl", "woven.json"])
     for name in (n for n in names if n.endswith(".png")):
         with Image.open(tmp_path / "r_files" / name) as image:
             image.verify()
     before = (tmp_path / "r.html").read_bytes()
     report(_cfg(heap, tmp_path / "r.html", total_frames=6))
     assert (tmp_path / "r.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(("size", "kinds"), [(8, "bmw"), (13, "bw"), (26, "b"), (4, "bbmmww")])
+def test_few_clusters_are_of_every_kind(size: int, kinds: str, heap: Path, tmp_path: Path) -> None:
+    data = {"catalog": heap / "c.parquet", "embeddings": heap / "e"}
+    cluster(ClusterConfig(**data, videos_per_cluster=size, method="visual", output=tmp_path / "few.json"))
+    report(_cfg(heap, tmp_path / "r.html", clusters=tmp_path / "few.json", total_frames=26))
+    sheets = sorted(p.name for p in (tmp_path / "r_files").glob("*-[0-9].png") if not p.name.startswith("woven"))
+    assert "".join(name[0] for name in sheets) == kinds
 
 
 def test_skipped_files_are_counted_by_reason(heap: Path, tmp_path: Path) -> None:

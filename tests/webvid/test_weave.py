@@ -13,6 +13,7 @@ from PIL import Image
 
 from prismatic.conf.webvid import CatalogConfig, ClusterConfig, WeaveConfig
 from prismatic.data.annotations import load_records
+from prismatic.data.media_paths import MediaRoot
 from prismatic.data.weave import split_frames
 from prismatic.webvid.catalog import SCHEMA, catalog
 from prismatic.webvid.cluster import cluster
@@ -114,6 +115,13 @@ def test_prompt_and_form(tmp_path: Path) -> None:
     assert answer["value"].startswith("First, cap")
 
 
+def test_how_many_captions_give_no_key_is_told(tmp_path: Path) -> None:
+    assert "2 of them have captions that odd-one-out cannot ask about" in weave(
+        _cfg(tmp_path, 4, 2, form="odd-one-out")
+    )
+    assert "of them" not in weave(_cfg(tmp_path, 4, 2, form="order-question"))
+
+
 def _frames(folder: Path, count: int, manifest: dict[str, Any] | None = None) -> None:
     folder.mkdir(parents=True)
     for i in range(count):
@@ -135,21 +143,24 @@ def test_frames_are_taken_evenly_and_never_the_first_ones(tmp_path: Path) -> Non
 
 
 def test_frame_folders(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/0000.ppm").write_bytes(b"P6 1 1 255\n\0\0\0")
+    assert read_frame_folder(MediaRoot(tmp_path), "raw").uniform(1) == ["raw/0000.ppm"]
     _frames(tmp_path / "a", 12)
-    folder = read_frame_folder(tmp_path / "a")
-    assert [p.name for p in folder.uniform(4)] == ["0000.png", "0003.png", "0007.png", "0011.png"]
-    assert [p.name for p in folder.uniform(1)] == ["0000.png"]
+    folder = read_frame_folder(MediaRoot(tmp_path), "a")
+    assert folder.uniform(4) == ["a/0000.png", "a/0003.png", "a/0007.png", "a/0011.png"]
+    assert folder.uniform(1) == ["a/0000.png"]
     _frames(tmp_path / "b", 2)
-    assert [p.name for p in read_frame_folder(tmp_path / "b").uniform(4)] == ["0000.png"] * 3 + ["0001.png"]
+    assert read_frame_folder(MediaRoot(tmp_path), "b").uniform(4) == ["b/0000.png"] * 3 + ["b/0001.png"]
     _frames(tmp_path / "c", 3, {"indices": [0, 1]})
     with pytest.raises(ValueError, match="lists 2 frames, the folder holds 3"):
-        read_frame_folder(tmp_path / "c")
+        read_frame_folder(MediaRoot(tmp_path), "c")
     _frames(tmp_path / "d", 1, {"frames": []})
     with pytest.raises(ValueError, match="does not list the indices"):
-        read_frame_folder(tmp_path / "d")
+        read_frame_folder(MediaRoot(tmp_path), "d")
     (tmp_path / "e").mkdir()
-    with pytest.raises(ValueError, match=r"holds no .png or .jpg"):
-        read_frame_folder(tmp_path / "e")
+    with pytest.raises(ValueError, match=r"holds no picture"):
+        read_frame_folder(MediaRoot(tmp_path), "e")
     with pytest.raises(ValueError, match="is missing"):
         weave(_cfg(tmp_path, 2, 2, frames=tmp_path / "nowhere"))
 
