@@ -224,7 +224,7 @@ def _reason(error: Exception) -> str:
     found = re.search(r"Unsupported [a-z]+ [^\n]+|legacy \.tar format", text)
     if found:
         return found[0]
-    return (first_line(error) if "weights_only" not in text else "not a file of tensors") or type(error).__name__
+    return first_line(error) if "weights_only" not in text else "not a file of tensors"
 
 
 def modules_in(weights: Mapping[str, torch.Tensor]) -> set[str]:

@@ -27,6 +27,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from prismatic import dist
+from prismatic.models.errors import first_line
 from prismatic.train import files, folder, optimizer_state, weights
 from prismatic.train.errors import CheckpointError
 from prismatic.train.folder import FOLDER
@@ -168,7 +169,7 @@ def restore(checkpoint: Path, vlm: nn.Module, optimizer: torch.optim.Optimizer) 
         dcp.load(tensors, storage_reader=TensorReader(checkpoint), planner=TensorPlanner())
         optimizer_state.put_back(optimizer, names, kept.get("numbers", {}), kept.get("groups", []))
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, dcp.CheckpointException) as error:
-        reason = folder.first_line(error)
+        reason = first_line(error)
         raise CheckpointError(f"the checkpoint {checkpoint} does not fit this model: {reason}") from error
     return state
 

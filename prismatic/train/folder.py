@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prismatic import dist
+from prismatic.models.errors import first_line
 from prismatic.train import files
 
 log = logging.getLogger(__name__)
@@ -222,14 +223,6 @@ def tidy(folder: Path) -> None:
             files.remove_leftovers(folder)
         except OSError as error:
             log.warning(f"Could not remove the temporary files in {folder}: {error}")
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of an error's text; of the first cause, when torch.distributed.checkpoint wrapped those of all ranks."""
-    failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _step(path: Path) -> int | None:
