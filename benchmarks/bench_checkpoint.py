@@ -41,6 +41,7 @@ class Model(nn.Module):
     def __init__(self, layers: int, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        self.vision_backbone, self.whole_vision = None, False
         self.llm_backbone = nn.Module()
         self.llm_backbone.embed = nn.Embedding(VOCAB, WIDTH)
         self.llm_backbone.layers = nn.ModuleList(
@@ -84,7 +85,7 @@ class Subject:
             "fsdp-full-shard",
             mixed_precision=False,
             reduce_fp32=False,
-            checkpoint_activations=False,
+            recompute="none",
         )
         self.optimizer = torch.optim.AdamW(self.vlm.parameters(), lr=1e-3, fused=True)
         cfg = PretrainConfig(keep_checkpoints=1)

@@ -1,0 +1,46 @@
+"""Every benchmark runs to its end in small: its gate is open, and it prints a line for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IN_SMALL = {
+    "checkpoint": "--mb 2 --repeats 1",
+    "cluster": "--n 400 800 --dim 32 --repeats 1 --peers greedy",
+    "decode": "--frames 4 --gop 60 --clips 1 --repeats 1 --threads 1 --peers pyav",
+    "dist": "--config tiny --repeats 1",
+    "eval": "--config tiny --clips 2",
+    "extract": "--clips 2 --frames 2 --repeats 1",
+    "features": "--config tiny --repeats 1 --aggregator concat,stpool",
+    "generate": "--config tiny --batch 2 --new 4 --repeats 1",
+    "import": "--repeats 1",
+    "index": "--rows 40000",
+    "loader": "--src png feat --clips 1 --frames 2 --epochs 1 --repeats 1 --workers 1",
+    "memory": "--frames 1 4 --recompute none",
+    "pack": "--per_frame 4 --global_batch 4 --batch 2 --examples 8 --width 64 --repeats 1",
+    "scaling": "--frames 1 2 --repeats 1",
+    "train": "--config tiny --steps 2 --aggregator concat mean",
+    "weave": "--n 400 --loop_n 400",
+}
+
+
+def test_all_are_here() -> None:
+    assert {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")} == {f"bench_{name}" for name in IN_SMALL}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_SMALL)
+def test_runs(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / f"benchmarks/bench_{name}.py"), *IN_SMALL[name].split()]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert told and all("benchmark" in line and "machine" in line for line in told), done.stdout
