@@ -7,8 +7,8 @@ square and raw are shards of `webvid.py extract --vision_backbone_id`, JPEG and 
 DataLoader with the same number of workers, some epochs long; CPU-seconds are of this process and its workers, starting
 them included. The plain side does as the older code did: a PNG or JPEG of each frame, Pillow, letterbox, scaling, fp32
 and normalising on the CPU; "older" is the same with PNG of all frames, whatever ours reads. webdataset reads the same
-shards. The gate: a side's pixels before fp32 are ours to 1/255 of the range, those of another
-video decoder to a mean difference of 1.5 levels, the rounding of the colour conversion.
+shards, litdata a chunk of its own of the same bytes. The gate: a side's pixels before fp32 are ours to 1/255 of the
+range, those of another video decoder to a mean difference of 1.5 levels, the rounding of the colour conversion.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_decode import Decode, decord, make_clip, plain_pyav, torchcodec
+from bench_decode import decord, make_clip, plain_pyav, torchcodec
 from common import report
+from loader_peers import SPEC, STORES, Material, Pass, decoder, litdata, loaded, plain, webdataset
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from prismatic.data.annotations import load_records
 from prismatic.data.dataset import ClipDataset
@@ -45,32 +42,10 @@ from prismatic.data.media import MediaReader
 from prismatic.data.pack import collate
 from prismatic.models.llm.tokenizer import train_tokenizer
 from prismatic.prompting import TEMPLATES
-from prismatic.types import ImageSpec, Medium
+from prismatic.types import Medium
 from prismatic.webvid.frames import FrameSpec, take_frames
 
-SPEC = ImageSpec(resolution=224)
-STORES: dict[str, dict[str, Any]] = {
-    "shard": {"image_format": "jpeg", "short_side": 224},
-    "square": {"image_format": "jpeg", "square": SPEC, "resize_strategy": "letterbox"},
-    "raw": {"image_format": "ppm", "square": SPEC, "resize_strategy": "letterbox"},
-}
-"""Shards, as `webvid.py extract` writes their frames."""
 FEATURES = (196, 384)  # patches and width of a ViT-S/16
-Pass = Callable[[], list[torch.Tensor]]
-"""One pass over all clips; gives frames or features of each, in order."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """root: with a folder or file of each source. clips, frames: how many. workers: reading processes. epochs: of a
-    pass.
-    """
-
-    root: Path
-    clips: int
-    frames: int
-    workers: int
-    epochs: int
 
 
 def write_material(root: Path, clips: int, frames: int) -> None:
@@ -136,85 +111,6 @@ def ours(material: Material, source: str) -> Pass:
     return run
 
 
-class Clips(Dataset[torch.Tensor]):
-    """One clip an item, by `read`."""
-
-    def __init__(self, count: int, read: Callable[[int], torch.Tensor]) -> None:
-        self.count, self.read = count, read
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, number: int) -> torch.Tensor:
-        return self.read(number)
-
-
-def loaded(material: Material, read: Callable[[int], torch.Tensor]) -> Pass:
-    """A plain DataLoader of whole clips."""
-    return epochs_of(material, lambda: Clips(material.clips, read), material.workers)
-
-
-def epochs_of(material: Material, data: Callable[[], Dataset[Any]], workers: int) -> Pass:
-    """A pass over `data` with processes that stay for all its epochs; gives the last one."""
-
-    def run() -> list[torch.Tensor]:
-        more: dict[str, Any] = {"multiprocessing_context": "fork", "persistent_workers": True} if workers else {}
-        loader = DataLoader(data(), batch_size=None, num_workers=workers, **more)
-        return [list(loader) for _ in range(material.epochs)][-1]
-
-    return run
-
-
-def letterboxed(image: Image.Image) -> Image.Image:
-    """As the older code prepares a frame, but for fp32."""
-    from torchvision.transforms import functional as F
-
-    image = image.convert("RGB")
-    side = max(image.size)
-    across, down = (side - image.width) // 2, (side - image.height) // 2
-    image = F.pad(image, [across, down, across, down], fill=127)
-    return F.center_crop(F.resize(image, 224, InterpolationMode.BICUBIC), [224, 224])
-
-
-def floated(images: list[Image.Image]) -> torch.Tensor:
-    """fp32 [T, 3, R, R], normalised."""
-    return torch.stack([F.normalize(F.to_tensor(letterboxed(i)), [0.5] * 3, [0.5] * 3) for i in images])
-
-
-def plain(material: Material, source: str) -> Pass:
-    """The older code's dataset over the frames that were extracted before, as PNG or JPEG."""
-    kind, end = ("jpeg", "jpg") if source == "jpeg" else ("png", "png")
-
-    def read(number: int) -> torch.Tensor:
-        folder = material.root / kind / str(number)
-        return floated([Image.open(folder / f"{i:04d}.{end}") for i in range(material.frames)])
-
-    return loaded(material, read)
-
-
-def decoder(material: Material, decode: Decode) -> Pass:
-    """A video library, then what the older code does to frames."""
-    indices = np.linspace(0, 299, material.frames).astype(int).tolist()
-
-    def read(number: int) -> torch.Tensor:
-        return floated([Image.fromarray(f) for f in decode(material.root / f"mp4/{number}.mp4", indices)])
-
-    return loaded(material, read)
-
-
-def webdataset(material: Material, source: str) -> Pass:
-    """webdataset over the same shards, one after another (there is one: one worker reads it)."""
-    names = [f"{i:04d}{FrameSpec(1, **STORES[source]).suffix}" for i in range(material.frames)]
-
-    def data() -> Dataset[Any]:
-        import webdataset as wds
-
-        found = wds.WebDataset(str(material.root / source / "000000.tar"), shardshuffle=False, empty_check=False)
-        return found.decode("pil").map(lambda sample: floated([sample[name] for name in names]))
-
-    return epochs_of(material, data, min(1, material.workers))
-
-
 def features(material: Material) -> dict[str, Pass]:
     """Cached features of the videos, and the same saved by torch.save, one file a clip."""
     cache = FeatureCache(material.root / "cache")
@@ -257,6 +153,8 @@ def sides(material: Material, source: str) -> Iterator[tuple[str, Pass]]:
                 yield name, decoder(material, make(1))
     if source in STORES and importlib.util.find_spec("webdataset"):
         yield "webdataset", webdataset(material, source)
+    if source in STORES and importlib.util.find_spec("litdata"):
+        yield "litdata", litdata(material, source)
 
 
 def cpu_seconds() -> float:
