@@ -1,4 +1,4 @@
-"""What `bench_loader.py` races: the older code's reading, video libraries, webdataset and litdata over one set of clips."""
+"""What `bench_loader.py` races: the older code, video libraries, webdataset and litdata over the same clips."""
 
 from __future__ import annotations
 
