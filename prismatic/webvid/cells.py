@@ -15,8 +15,9 @@ CUT_AT = (0.35, 0.65)  # share of the vectors on the nearer side of a cut; drawn
 DESIRE_PIECE = 1024
 CENTRES = 4096  # of regions, at most; cells are made of whole regions but for their ends
 A_REGION = 128  # rows of a region, at least
-A_CENTRE = 32  # vectors that a centre is trained on, up to TRAINED_ON of all
+A_CENTRE = 32  # vectors that a centre is trained on, up to TRAINED_ON of all or, of more, one in ONE_IN
 TRAINED_ON = 65_536
+ONE_IN = 20
 TRAINING_STEPS = 5
 COMPARED = 1024  # rows compared with all centres at a time: more would not stay in a cache
 
@@ -44,7 +45,8 @@ def regional_cells(vectors: Vectors, rows: Rows, size: int, cell_size: int, rng:
 def _regions(vectors: Vectors, rows: Rows, rng: np.random.Generator) -> tuple[Rows, NDArray[np.float32]]:
     """(number of the nearest centre for each of the rows [n], centres [C, D] in whole numbers)."""
     number = max(2, min(CENTRES, len(rows) // A_REGION))
-    sample = vectors[np.sort(rng.choice(rows, min(len(rows), TRAINED_ON, number * A_CENTRE), replace=False))]
+    trained_on = max(min(len(rows), TRAINED_ON, number * A_CENTRE), len(rows) // ONE_IN)
+    sample = vectors[np.sort(rng.choice(rows, trained_on, replace=False))]
     centres = sample[rng.choice(len(sample), number, replace=False)].astype(np.float32)
     for _ in range(TRAINING_STEPS):
         near = _nearest(sample, np.arange(len(sample)), centres)
