@@ -3,6 +3,8 @@
     python benchmarks/bench_weave.py --n 80000 --loop_n 4000 8000
     python benchmarks/bench_weave.py --n 10000000 --loop_n
 
+Beside it: weaving while training (`--dataset.weave`), CPU-seconds of an epoch's start and of each example.
+
 The older loop scans all clips for each cluster and all captions for each clip, so its time grows as N^2: it is run at
 the sizes of --loop_n and no figure of it is extrapolated. The gate: at each of those sizes both give the same rows.
 """
@@ -27,6 +29,7 @@ from prismatic.webvid.weave import weave
 
 PIECE = 200_000
 FRAMES = 16
+DRAWN = 2000  # examples of an epoch that are timed
 
 
 def caption(i: int) -> str:
@@ -72,6 +75,25 @@ def ours(folder: Path, seed: int) -> None:
     )
 
 
+def while_training(folder: Path, size: int, seed: int) -> tuple[float, float]:
+    """CPU-seconds of (an epoch's start, each of its examples), of clusters from the file; the second epoch counts."""
+    from prismatic.conf.data import DatasetConfig, OnlineWeaveConfig
+    from prismatic.webvid.online import weave_epochs  # with PyTorch, which is no part of the tool's memory
+
+    options = OnlineWeaveConfig(videos_per_example=size, method="visual", clusters=folder / "clusters.json")
+    data = DatasetConfig(finetune_stage_components=(folder / "catalog.parquet", folder), weave=options)
+    epochs = weave_epochs(data, "finetune", seed=seed, num_frames=FRAMES)
+    for epoch in range(2):
+        with measured() as start:
+            rows = epochs[epoch]
+            rows[0]
+        count = min(DRAWN, len(rows))
+        with measured() as drawing:
+            for at in range(count):
+                rows[at]
+    return start.cpu, drawing.cpu / count
+
+
 def older_loop(folder: Path, size: int, seed: int) -> list[dict[str, Any]]:
     """The rows, by filters over whole lists for every cluster and every clip; drawn orders are those of ours."""
     clusters = json.loads((folder / "clusters.json").read_text())
@@ -115,7 +137,10 @@ def run(count: int, args: argparse.Namespace, with_loop: bool) -> None:
                 raise SystemExit("the older loop's rows are not ours")
             values |= {"loop_cpu_s": slow.cpu, "loop_ratio": slow.cpu / cost.cpu, "identical": True}
             line += f"; older loop {slow.cpu:.2f} CPU-s ({slow.cpu / cost.cpu:.0f}x), identical rows"
+        start, each = while_training(folder, args.size, args.seed)
+        values |= {"online_epoch_cpu_s": start, "online_example_cpu_s": each}
         line += f"; {values['peak_gib']:.2f} GiB"
+        line += f"; while training {1e3 * start:.1f} ms an epoch, {1e6 * each:.0f} us an example"
         report("weave", line, **values)
 
 
