@@ -221,7 +221,9 @@ def test_kill_minus_nine_while_building_serves_nothing_wrong(tmp_path: Path, kil
     for kill in range(kills):
         root = tmp_path / str(kill)
         child = _fork(root, range(400))
-        time.sleep(rng.uniform(0.005, 0.12))
+        begun, enough = time.monotonic(), rng.randrange(1, 250)
+        while len(list(root.rglob("*.feat"))) < enough and time.monotonic() - begun < 30:
+            time.sleep(rng.uniform(0, 0.003))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = _nothing_wrong(root, 400)
