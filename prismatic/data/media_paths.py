@@ -16,6 +16,7 @@ from functools import cache
 from urllib.parse import unquote
 
 from prismatic.video.decode import is_video
+from prismatic.video.images import PICTURE_EXTENSIONS
 from prismatic.video.shards import MARK, index_path, is_shard_path
 from prismatic.video.storage import is_dir, is_url
 
@@ -149,7 +150,7 @@ def kind_of(path: str) -> str:
     extension = os.path.splitext(path)[1].lower()
     if _is_video_extension(extension) or is_shard_path(path):
         return "video"
-    return "video" if extension not in _IMAGES and is_dir(path) else "image"
+    return "video" if extension not in PICTURE_EXTENSIONS and is_dir(path) else "image"
 
 
 def _is_odd(entry: os.DirEntry[str]) -> bool:
@@ -159,10 +160,7 @@ def _is_odd(entry: os.DirEntry[str]) -> bool:
 
 def _may_be_folder(name: str) -> bool:
     extension = os.path.splitext(name)[1].lower()
-    return extension not in _IMAGES and extension != ".tar" and not _is_video_extension(extension)
-
-
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
+    return extension not in PICTURE_EXTENSIONS and extension != ".tar" and not _is_video_extension(extension)
 
 
 @cache

@@ -16,6 +16,7 @@ from prismatic.eval.metrics import METRICS, Compared
 from prismatic.eval.text import normalise
 from prismatic.report.pictures import Picture, data_uri, thumbnail
 from prismatic.video.decode import MediaError, open_frames, open_video, read_image
+from prismatic.video.images import PICTURE_EXTENSIONS
 from prismatic.video.storage import is_url
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ NUM_MISTAKES = 4
 FRAMES_SHOWN = 8
 SIDE = 128  # longest side of a picture, pixels
 JPEG_QUALITY = 80
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _frames(medium: str | list[str], root: Path, count: int) -> list[tuple[NDArr
     def place(path: str) -> str:
         return path if is_url(path) else str(root / path)
 
-    if isinstance(medium, str) and Path(medium).suffix.lower() in IMAGE_SUFFIXES:
+    if isinstance(medium, str) and Path(medium).suffix.lower() in PICTURE_EXTENSIONS:
         return [(read_image(place(medium))[0], "")]
     listed = not isinstance(medium, str)
     with open_frames([place(m) for m in medium]) if listed else open_video(place(medium)) as clip:

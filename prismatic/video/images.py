@@ -17,6 +17,8 @@ from prismatic.video.storage import is_url, read_bytes
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"})
 """Extensions that count as frames in a folder. Any file that Pillow reads can be opened by its own path."""
+PICTURE_EXTENSIONS = IMAGE_EXTENSIONS | {".gif", ".tif", ".tiff"}
+"""Extensions of a path that names one picture."""
 
 DECODER = "image"
 
