@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import inspect
 import io
 import linecache
+import re
 import sys
 import tokenize
 import typing
@@ -44,6 +46,11 @@ def teach(parser: argparse.ArgumentParser, config_class: type, chosen: dict[str,
     for action in parser._actions:
         if action.dest in comments:
             action.help = comments[action.dest].replace("%", "%%")
+    for group in parser._action_groups:
+        # A line that goes on after a backslash in the source would show the source's indentation in its middle.
+        group.description = re.sub(r"(?<=\S) {2,}", " ", inspect.cleandoc(group.description or "")) or None
+        # draccus adds a flag for a file of settings twice where the field may be None.
+        group._group_actions = list({tuple(a.option_strings): a for a in group._group_actions}.values())
     for name, base in choice_fields(config_class).items():
         choice = chosen.get(name) or base.default_choice_name()
         if choice not in base.get_known_choices():
@@ -127,7 +134,7 @@ def _comments_in(file: str) -> dict[str, dict[str, str]]:
     """
     source = "".join(linecache.getlines(file))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    comments = {t.start[0]: _for_people(t.string) for t in tokens if t.type == tokenize.COMMENT}
     return {
         found.name: {
             node.target.id: comments[node.end_lineno]
@@ -137,6 +144,11 @@ def _comments_in(file: str) -> dict[str, dict[str, str]]:
         for found in ast.parse(source).body
         if isinstance(found, ast.ClassDef)
     }
+
+
+def _for_people(comment: str) -> str:
+    """A comment without its mark, and without what stands in front of it for a linter."""
+    return re.sub(r"^[# ]*(noqa(: [A-Z0-9, ]*[0-9])?\s*)?", "", comment)
 
 
 @contextmanager

@@ -131,8 +131,14 @@ def test_plugin_ids_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_flag_has_its_help(config: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse(config, ["--help"])
-    paragraphs = capsys.readouterr().out.split("\n  --")[1:]
+    out = capsys.readouterr().out
+    assert "noqa" not in out
+    examples = [line for line in out.splitlines() if "python scripts/" in line or "torchrun" in line]
+    assert examples and not any("  " in line.strip() for line in examples)
+    paragraphs = out.split("\n  --")[1:]
     assert len(paragraphs) > 3
+    flags = [paragraph.split()[0] for paragraph in paragraphs]
+    assert len(flags) == len(set(flags))
     for paragraph in paragraphs:
         words = paragraph.split("\n\n")[0].split()
         assert len(" ".join(words[2:])) > 12, f"--{words[0]} is not explained: {paragraph}"
