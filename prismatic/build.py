@@ -53,6 +53,7 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     half = cfg.model.enable_mixed_precision_training and world.device.type == "cuda"
     choose_attention(cfg.model.attention, world.device, half)
     use_tf32(cfg.model.tf32, world.device)
+    cache = cache_of(cfg)
     read = partial(read_annotations, stage=cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     train_records = read(cfg.dataset)
     val_records = {name: read(data) for name, data in cfg.validation_datasets().items()}
@@ -80,7 +81,6 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     if share.shards is not None:
         use_context(vlm.llm_backbone, share.shards)
     choose_trained(vlm, cfg)
-    cache = cache_of(cfg, vlm.trainable_modules())
     loader = partial(build_loader, cfg=cfg, vlm=vlm, share=share, cache=cache)
     train_loader = loader(cfg.dataset, train_records, train=True)
     forecast = Forecast(cfg, vlm, train_loader.dataset, world, train_loader.packing)

@@ -62,9 +62,9 @@ def cache_features(cfg: PreprocessConfig, world: World) -> str:
     """
     began = time.perf_counter()
     run = PretrainConfig(model=cfg.model, dataset=cfg.dataset, stage=cfg.stage, seed=cfg.seed, hf_token=cfg.hf_token)
+    cache = open_cache(cfg.dataset, cfg.stage, cfg.model.num_frames)
     records = read_annotations(cfg.dataset, cfg.stage, seed=cfg.seed, num_frames=cfg.model.num_frames)
     media = distinct_media(records, cfg.model.stage(cfg.stage).epochs)
-    cache = open_cache(cfg.dataset, cfg.stage)
     tower = _tower(run, world.device)
     spec, resize = tower.image_spec, cfg.model.image_resize_strategy
     reader = CachedReader(reader_of(cfg.dataset, cfg.model.num_frames, spec, resize), cache)

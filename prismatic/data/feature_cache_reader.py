@@ -69,7 +69,7 @@ class CachedReader:
                 f"--dataset.augmentations {list(self.read.augmentations)} change the pixels in each epoch, and "
                 "--dataset.feature_cache keeps features of the same pixels; leave one of the two out"
             )
-        sample(ClipFacts(1000, 25.0), self.read.num_frames, self.read.sampler, self.rng)
+        refuse_draws(self.read.sampler, self.read.num_frames)
 
     def clips(self, media: Sequence[Medium]) -> list[ReadClip]:
         """Each medium in turn. Raises as MediaReader.read, OSError for a missing file, ValueError for a URL."""
@@ -143,6 +143,11 @@ def join_clips(clips: Sequence[ReadClip]) -> tuple[torch.Tensor | None, CachedFe
         keys=tuple(None if clip.features is not None else clip.key for clip in clips),
         damaged=sum(clip.damaged for clip in clips),
     )
+
+
+def refuse_draws(sampler: str, num_frames: int) -> None:
+    """Raises FeatureCacheError for a sampler that draws, UnknownIdError (a ValueError) for one that there is not."""
+    sample(ClipFacts(1000, 25.0), num_frames, sampler, cast(np.random.Generator, _NoDraws(sampler)))
 
 
 def refuse_urls(media_root: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ from torch import nn
 from prismatic import dist
 from prismatic.conf.data import DatasetConfig
 from prismatic.conf.run import PretrainConfig
-from prismatic.data.feature_cache import FeatureCache, FeatureCacheError
-from prismatic.data.feature_cache_reader import CachedReader, refuse_urls
+from prismatic.data.feature_cache import FeatureCache
+from prismatic.data.feature_cache_reader import CachedReader, refuse_draws, refuse_urls
 from prismatic.data.feature_cache_size import GB, amount
 from prismatic.data.feature_cache_writer import FeatureWriter
 from prismatic.data.media import reader_of
@@ -41,23 +41,19 @@ def recipe(tower: nn.Module, backbone_id: str, spec: ImageSpec, resize_strategy:
     }
 
 
-def cache_of(cfg: PretrainConfig, trained: Collection[str]) -> FeatureCache | None:
-    """The feature cache of a run; None when it has none. trained: names of the modules that it trains.
+def cache_of(cfg: PretrainConfig) -> FeatureCache | None:
+    """The feature cache of a run, of which the vision backbone is frozen; None when it has none. Needs no model.
 
-    Raises ValueError when the vision backbone is among them, when media are not local files, or when the folder cannot
-    be made.
+    Raises ValueError for a sampler that draws, media that are not local files, or a folder that cannot be made.
     """
     data = _caching(cfg)
-    if data is None:
-        return None
-    if "vision_backbone" in trained:
-        raise FeatureCacheError("--dataset.feature_cache needs a frozen vision backbone; this run trains it")
-    return open_cache(data, cfg.stage)
+    return open_cache(data, cfg.stage, cfg.model.num_frames) if data is not None else None
 
 
-def open_cache(data: DatasetConfig, stage: str) -> FeatureCache:
+def open_cache(data: DatasetConfig, stage: str, num_frames: int) -> FeatureCache:
     """The folder that `data.feature_cache` names. Raises ValueError as `cache_of`."""
     assert data.feature_cache is not None
+    refuse_draws(data.sampler, num_frames)
     refuse_urls(data.components(stage)[1])
     limit = None if data.feature_cache_limit is None else int(data.feature_cache_limit * GB)
     return FeatureCache(data.feature_cache, data.feature_cache_dtype, limit)

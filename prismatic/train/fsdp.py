@@ -74,7 +74,7 @@ def shard(
         recompute: what of the LLM's layers is computed again in the backward pass: "none", "full", "selective".
         compile_blocks: compile the LLM's layers and the blocks of the vision tower.
         cpu_offload: weights, gradients and optimizer lie in the host's memory; a unit's weights come to the GPU when it
-            computes. Raises ValueError on a CPU, where they lie there anyway.
+            computes. On a CPU it changes nothing: they lie there anyway.
 
     With `vlm.whole_vision` every process keeps the whole, frozen vision tower: with a feature cache one process may
     need it where another does not, and a sharded tower makes them wait for each other for ever.
@@ -93,9 +93,10 @@ def shard(
     policy = MixedPrecisionPolicy()
     if bf16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32 if reduce_fp32 else torch.bfloat16)
-    if cpu_offload and world.device.type == "cpu":
-        raise ValueError("--model.cpu_offload true: this run computes on the CPU, where its weights are; leave it out")
-    place = _unit_options(policy, _mesh(world, row), cpu_offload)
+    offload = cpu_offload and world.device.type != "cpu"
+    if cpu_offload and not offload:
+        log.info("--model.cpu_offload has no effect on a CPU: the weights are in its memory already")
+    place = _unit_options(policy, _mesh(world, row), offload)
     whole = vlm.vision_backbone.to(world.device) if vlm.whole_vision else None
     for unit in [unit for unit in vlm.fsdp_units() if unit is not whole]:
         fully_shard(unit, reshard_after_forward=_frees(vlm, unit, row), **place)

@@ -114,6 +114,14 @@ def test_offloaded_weights_give_the_same_gradients_and_step(world: dist.World) -
     torch.testing.assert_close(offloaded.projector.weight.full_tensor(), plain.projector.weight)
 
 
-def test_offloading_is_refused_where_there_is_nothing_to_offload_from(world: dist.World) -> None:
-    with pytest.raises(ValueError, match=r"--model.cpu_offload true: this run computes on the CPU"):
-        _shard(FakeVLM(), world, cpu_offload=True)
+def test_offloading_on_a_cpu_changes_nothing_and_says_so(world: dist.World, caplog: pytest.LogCaptureFixture) -> None:
+    plain, offloaded = FakeVLM(), FakeVLM()
+    for model, wanted in ((plain, False), (offloaded, True)):
+        model.freeze("finetune")
+        caplog.clear()
+        with caplog.at_level("INFO", logger="prismatic"):
+            _shard(model, world, "fsdp-full-shard", cpu_offload=wanted)
+        assert ("--model.cpu_offload has no effect on a CPU" in caplog.text) == wanted
+    batch = _batch(world)
+    expected, got = _grads(plain, batch), _grads(offloaded, batch)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)

@@ -64,7 +64,7 @@ class Setup:
             half=on_gpu and model.enable_mixed_precision_training,
             reduce_fp32=model.reduce_in_full_precision,
             recompute=model.recompute,
-            offload=model.cpu_offload,
+            offload=model.cpu_offload and on_gpu,
             context=context,
             aggregates=model.model_path is None and model.frame_aggregator == "concat",
         )
