@@ -214,6 +214,8 @@ def setup_logging(world: World | None = None) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
+    # torchao, where it is installed, is imported by other libraries and warns of its own calls on every process.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 class _Formatter(logging.Formatter):

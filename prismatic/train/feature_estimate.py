@@ -24,10 +24,10 @@ MEASURED = 4
 
 @dataclass
 class Timing:
-    """Means over the clips that were measured. size: bytes of an entry; the rest: wall seconds a clip, one process."""
+    """Means over the clips that were measured: wall seconds a clip, one process. frame: P and Dv of features."""
 
     clips: int
-    size: float
+    frame: tuple[int, int]
     live: float
     fill: float
     read: float
@@ -61,27 +61,34 @@ def estimate(
         return [*lines, f"          what it saves cannot be measured: {error.strerror or error}"]
     if timing is None:
         return [*lines, "          what it saves cannot be measured: no clip of those tried can be read"]
-    needed, free = timing.size * total, shutil.disk_usage(cache.root).free
+    counts = [reader.read.count(medium) for medium in media]
+    size = sum(entry_bytes((T, *timing.frame), cache.torch_dtype) for T in counts) / len(counts)
+    needed, free = size * total, shutil.disk_usage(cache.root).free
     about = "" if total == len(media) else "up to "
-    lines[0] += f"; {about}{total:,} clips x {amount(timing.size)} = {amount(needed)} (disk free {amount(free)})"
+    frames = f"{sum(counts) / len(counts):.3g} frames"
+    lines[0] += f"; {about}{total:,} clips of {frames} = {amount(needed)} (disk free {amount(free)})"
     used = cache.size.usage()[0]
-    missing = max(0.0, needed - there * timing.size)
+    missing = max(0.0, needed - there * size)
+    kept = total
     if cache.limit is not None and used + missing > cache.limit:
-        room = max(0, int((cache.limit - used) // timing.size))
+        room = max(0, int((cache.limit - used) // size))
+        kept = min(total, there + room)
         lines.append(
             f"          the limit of {amount(cache.limit)} ({amount(used)} used) has room for {room:,} clips more; "
             "the others are decoded and encoded each time"
         )
     elif missing > free:
+        kept = min(total, there + int(free // size))
         lines.append("          the disk has no room for all: when it is full, the others are encoded each time")
-    saved = (timing.live - timing.read) * total
+    saved = (timing.live - timing.read) * kept
     lines.append(
         f"          a clip takes {_seconds(timing.live)} to decode and encode, {_seconds(timing.read)} to read back "
         f"({timing.clips} measured, one process): {_seconds(max(0.0, saved))} less an epoch"
+        + (f" with {kept:,} clips in it" if kept < total else "")
     )
-    if saved <= 0:
+    if timing.live <= timing.read:
         lines.append("          reading is not faster here: leave --dataset.feature_cache out")
-    elif there < total:
+    elif there < kept:
         later = "; this run has one, so only later runs gain" if epochs == 1 else ""
         lines.append(
             f"          filling adds {_seconds(timing.fill)} a clip once, paid for after {timing.break_even:.2f} epochs"
@@ -91,16 +98,20 @@ def estimate(
 
 
 def measure(reader: CachedReader, tower: nn.Module, media: Sequence[Medium], device: torch.device) -> Timing | None:
-    """Time decoding and encoding, storing and reading on MEASURED clips spread over `media`; None when all are broken.
+    """Time decoding and encoding, storing and reading on MEASURED clips of `media`; None when all are broken.
 
+    They are spread over the lengths of clips, so that their mean is about that of all, and over those of a length.
     Files are read past the page cache where the system allows it. Raises OSError when the cache cannot be written.
     """
-    step = max(1, len(media) // MEASURED)
+    by_length = sorted(media, key=reader.read.count)
+    chosen = [by_length[(2 * i + 1) * len(media) // (2 * MEASURED)] for i in range(MEASURED)] if media else []
+    chosen = list(dict.fromkeys(chosen))
     probe = reader.cache.root / "partial" / f"measured-{os.uname().nodename}-{os.getpid()}"
-    rows: list[tuple[float, float, float, float]] = []
-    for number, medium in enumerate([media[0], *media[::step][:MEASURED]] if media else []):
+    rows: list[tuple[float, float, float]] = []
+    frame = (0, 0)
+    for number, medium in enumerate([*chosen[:1], *chosen]):
         try:
-            row = _measure_one(reader, tower, medium, device, probe)
+            frame, *row = _measure_one(reader, tower, medium, device, probe)
         except ValueError:
             continue
         except FileNotFoundError:
@@ -108,17 +119,17 @@ def measure(reader: CachedReader, tower: nn.Module, media: Sequence[Medium], dev
         finally:
             probe.unlink(missing_ok=True)
         if number:  # the first one loads libraries
-            rows.append(row)
+            rows.append(tuple(row))
     if not rows:
         return None
     means = [sum(values) / len(rows) for values in zip(*rows, strict=True)]
-    return Timing(len(rows), *means)
+    return Timing(len(rows), frame, *means)
 
 
 def _measure_one(
     reader: CachedReader, tower: nn.Module, medium: Medium, device: torch.device, probe: Path
-) -> tuple[float, float, float, float]:
-    """(bytes, live, fill, read) of one clip."""
+) -> tuple[tuple[int, int], float, float, float]:
+    """(P and Dv, live, fill, read) of one clip."""
     key = "0" * 40
     dtype = reader.cache.torch_dtype
 
@@ -140,7 +151,7 @@ def _measure_one(
         return read_entry(probe, key)
 
     seconds_read, _ = _timed(read)
-    return entry_bytes(tuple(features.shape), dtype), seconds_live, seconds_fill, seconds_read
+    return (features.shape[1], features.shape[2]), seconds_live, seconds_fill, seconds_read
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:

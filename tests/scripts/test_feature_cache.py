@@ -148,7 +148,7 @@ def test_losses_are_those_of_the_uncached_run(train: Train, plain: Run, data: Pa
     assert entries == {p.name: p.read_bytes() for p in (tmp_path / "b").rglob("*.feat")} and len(entries) == 10
     ready = train("ready", "--dataset.feature_cache", str(tmp_path / "b"), *EXACT, "--dataset.num_workers", "2")
     assert ready.losses == plain.losses and ready.encoded <= 2
-    assert "10 clips x" in ready.log and "decode and encode" in ready.log
+    assert "10 clips of " in ready.log and "decode and encode" in ready.log
 
     half = train("half", "--dataset.feature_cache", str(tmp_path / "c"))
     np.testing.assert_allclose(half.losses, plain.losses, atol=1e-3)
