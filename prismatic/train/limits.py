@@ -13,6 +13,9 @@ LOUD_WAITS = 0.1
 TELL_AFTER = 20
 """Steps after which a run says which side it waits for."""
 
+TELL_AT_LEAST = 4
+"""Steps that a shorter run needs, to say it at its end."""
+
 
 @dataclass
 class WaitAccount:
@@ -55,8 +58,10 @@ class WaitAccount:
         """
         if self.share <= WAITS:
             return f"Data      keeps up: {self.share:.1%} of a step is waited for it, computing is the limit"
+        processes = f"{num_workers or 'no'} reading process{'' if num_workers == 1 else 'es'}"
         text = (
-            f"Data      is the limit: {self.share:.0%} of a step is waited for it, with {num_workers} reading processes"
+            f"Data      is the limit: {self.share:.0%} of a step is waited for it (the first one of each epoch left "
+            f"out), with {processes}"
         )
         if cores is None or num_workers < cores - 1:
             return f"{text}: raise --dataset.num_workers"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import draccus
 import torch
 
+from prismatic.conf.models import StageConfig
 from prismatic.report.run_report import NAME as REPORT
 from prismatic.train import folder
 from prismatic.train.console import duration, short
-from prismatic.train.limits import LOUD_WAITS, TELL_AFTER
+from prismatic.train.limits import LOUD_WAITS, TELL_AFTER, TELL_AT_LEAST
 from prismatic.train.metrics import Metrics
 from prismatic.train.validation import Measured, losses_by_part
 from prismatic.types import Batch
@@ -35,28 +36,39 @@ def header(trainer: Trainer, resumed_from: Path | None) -> None:
     # An epoch of longer woven examples has fewer steps.
     counts = sorted({loader.steps_per_epoch(epoch) for epoch in range(stage.epochs)})
     per_epoch = f"{counts[0]} an epoch" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} an epoch"
-    accumulated = stage.global_batch_size // (stage.per_device_batch_size * world.world_size)
     trained = {name: _size(getattr(trainer.vlm, name)) for name in trainer.trained_modules}
     total = sum(p.numel() for p in trainer.vlm.parameters())
     bf16 = world.device.type == "cuda" and trainer.cfg.model.enable_mixed_precision_training
     held_out = [sum(s.loader.num_examples(g) for g in range(len(s.clips))) for s in trainer.val_sets.values()]
     val = f", {' + '.join(f'{count:,}' for count in held_out)} for validation" if held_out else ""
-    times = f" x {accumulated} accumulated" if accumulated > 1 else ""
-    processes = "1 process" if world.world_size == 1 else f"{world.world_size} processes"
     precision = "bf16 over fp32 weights" if bf16 else "fp32"
     lines = [
         f"Run       {trainer.run_dir}  (stage {stage.stage}, seed {trainer.cfg.seed})",
         f"Data      {loader_size(loader)} examples{val}",
         f"Model     trains {', '.join(f'{n} {short(s)}' for n, s in trained.items())} of {short(total)} parameters",
-        f"Batch     {stage.global_batch_size} examples a step = {processes} x {stage.per_device_batch_size}{times}",
+        f"Batch     {how_many(stage, world.world_size, trainer.cfg.context_parallel_size)}",
         f"Steps     {trainer.total_steps} ({per_epoch}), learning rate {stage.learning_rate:g}, "
         f"{stage.lr_scheduler_type}",
         f"Device    {_device_name(world.device)}, {precision}, {stage.train_strategy}",
     ]
+    if trainer.cfg.model.learning_rates:
+        rates = ", ".join(f"{pattern} {rate:g}" for pattern, rate in trainer.cfg.model.learning_rates.items())
+        lines.insert(-1, f"Rates     by name: {rates}; all others {stage.learning_rate:g}")
     if resumed_from is not None:
         lines.append(f"Resuming  from {resumed_from}: {trainer.at.step} of {trainer.total_steps} steps are done")
     for line in lines:
         log.info(line)
+
+
+def how_many(stage: StageConfig, processes: int, context: int = 1) -> str:
+    """The examples of an optimizer step as a product. context: processes that share each batch."""
+    groups = processes // context
+    together = "1 process" if processes == 1 else f"{processes} processes"
+    if context > 1:
+        together = f"{groups} group{'s' if groups > 1 else ''} of {context} processes"
+    passes = stage.global_batch_size // (stage.per_device_batch_size * groups)
+    times = f" x {passes} accumulated" if passes > 1 else ""
+    return f"{stage.global_batch_size} examples a step = {together} x {stage.per_device_batch_size}{times}"
 
 
 def nothing_to_do(trainer: Trainer) -> None:
@@ -79,7 +91,8 @@ def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
         if trainer.world.device.type == "cuda":
             parts.append(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         log.info(f"Done: {', '.join(parts)}")
-    if trainer.waits.steps > 4 * TELL_AFTER:  # it may have changed since it was told
+    # A short run has not told yet; in a long one it may have changed since.
+    if not TELL_AFTER <= trainer.waits.steps <= 4 * TELL_AFTER and trainer.waits.steps >= TELL_AT_LEAST:
         limit(trainer)
     log.info(_weights(trainer))
     if (trainer.run_dir / REPORT).is_file():
@@ -95,7 +108,9 @@ def limit(trainer: Trainer) -> None:
     data, cores = trainer.cfg.dataset, os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))  # a container may have fewer than the machine
+    model = trainer.cfg.model
     cacheable = "vision_backbone" not in trainer.trained_modules and not data.augmentations
+    cacheable = cacheable and data.feature_cache is None and model.model_path is None
     verdict = trainer.waits.verdict(data.num_workers, cores // trainer.world.local_world_size, cacheable)
     (log.warning if trainer.waits.share > LOUD_WAITS else log.info)(verdict)
 

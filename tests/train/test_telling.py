@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from prismatic.train import live_report
 from prismatic.train.errors import TrainingError
 from prismatic.train.limits import WaitAccount
 from prismatic.train.live_report import LiveReport
+from prismatic.train.narration import how_many, limit
 from prismatic.train.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -119,6 +121,39 @@ def test_a_trace_that_the_run_does_not_live_to_see_is_written_at_its_end(trainer
     run = trainer(profile=(7, 100))
     run.fit()
     assert [p.name for p in (run.run_dir / "profile").iterdir()] == ["steps-000007-000008-rank0.json.gz"]
+
+
+def test_a_short_run_says_at_its_end_what_it_waits_for(trainer: Make, caplog: pytest.LogCaptureFixture) -> None:
+    run = _folder(trainer())
+    with caplog.at_level("INFO", logger="prismatic"):
+        run.fit()
+    assert run.total_steps == 8 and caplog.text.count("Data      ") == 2  # The header's, and this one
+
+
+@pytest.mark.parametrize(
+    ("processes", "context", "expected"),
+    [
+        (1, 1, "16 examples a step = 1 process x 2 x 8 accumulated"),
+        (4, 1, "16 examples a step = 4 processes x 2 x 2 accumulated"),
+        (8, 1, "16 examples a step = 8 processes x 2"),
+        (8, 2, "16 examples a step = 4 groups of 2 processes x 2 x 2 accumulated"),
+        (4, 4, "16 examples a step = 1 group of 4 processes x 2 x 8 accumulated"),
+    ],
+)
+def test_the_batch_is_told_as_a_product_that_is_right(processes: int, context: int, expected: str) -> None:
+    stage = SimpleNamespace(global_batch_size=16, per_device_batch_size=2)
+    assert how_many(stage, processes, context) == expected
+
+
+def test_a_cache_that_is_there_is_no_advice(trainer: Make, caplog: pytest.LogCaptureFixture) -> None:
+    run = _folder(trainer())
+    run.waits.add(1.0, 0.9)
+    run.cfg.dataset.num_workers = 1000
+    for folder, expected in ((None, True), (Path("features"), False)):
+        run.cfg.dataset.feature_cache = folder
+        caplog.clear()
+        limit(run)
+        assert ("--dataset.feature_cache DIR" in caplog.text) == expected and "is the limit" in caplog.text
 
 
 def test_which_side_is_the_limit_is_told_once_and_again_when_it_changes() -> None:

@@ -54,6 +54,8 @@ def test_who_is_the_limit() -> None:
         account.add(1.0, 0.5)
     assert account.share == pytest.approx(0.49, abs=0.01) and account.steps == 400
     assert account.verdict(2, 8).endswith(
-        "49% of a step is waited for it, with 2 reading processes: raise --dataset.num_workers"
+        "49% of a step is waited for it (the first one of each epoch left out), with 2 reading processes: "
+        "raise --dataset.num_workers"
     )
+    assert "with 1 reading process:" in account.verdict(1, 8) and "with no reading processes:" in account.verdict(0, 8)
     assert "webvid.py extract" in account.verdict(2, 2) and "--dataset.feature_cache" in account.verdict(2, 2)
