@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -45,6 +46,10 @@ def compile_layers(layers: Iterable[nn.Module]) -> int:
     # The limit is per function, and all layers have the same one: nn.Module's call.
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
     keep_out_of_graphs()
+    # A compiled layer returns a view of what its graph made; nothing here or in Transformers changes it in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # "No CUDA runtime is found": PyTorch's compiler looks for one, on machines without a GPU too.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     count = 0
     for layer in layers:
         layer.compile(dynamic=True)
