@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from prismatic import dist
 from prismatic.build_data import build_loader, conversation_texts, read_annotations, validation_set
 from prismatic.conf.models import ModelConfig
@@ -63,14 +65,17 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     run_dir = prepare_run_dir(cfg)
     definition = run_dir / "llm_backbone"
     start = read_start(cfg)
-    vlm = build_vlm(
+    build = partial(
+        build_vlm,
         cfg.model,
         seed=cfg.seed,
         hf_token=read_token(cfg.hf_token),
         llm_definition=definition if definition.is_dir() else start.llm_definition,
         texts=partial(conversation_texts, train_records),
-        weights_come=start.modules,
     )
+    if cfg.model.pretrained_backbones and (cfg.model.freeze or cfg.model.learning_rates):
+        check_names(cfg, build)
+    vlm = build(weights_come=start.modules)
     save_llm_definition(vlm, definition)
     unsaved = start_from(vlm, cfg, start)
     del start
@@ -103,6 +108,14 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
     return trainer
 
 
+def check_names(cfg: PretrainConfig, build: Callable[..., PrismaticVLM]) -> None:
+    """Raises ValueError as `choose_trained`, of the model's outline: no weight is read. build: `build_vlm` of `cfg`."""
+    with torch.device("meta"):
+        outline = build(weights_come=frozenset({"vision_backbone", "llm_backbone"}))
+        add_adapters(outline, cfg)
+    choose_trained(outline, cfg)
+
+
 def choose_trained(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
     """Freeze what the stage does not train, then what `--model.freeze` names.
 
@@ -111,6 +124,8 @@ def choose_trained(vlm: PrismaticVLM, cfg: PretrainConfig) -> None:
     vlm.freeze(cfg.stage)
     freeze_matching(vlm, cfg.model.freeze)
     check_patterns(vlm, cfg.model.learning_rates)
+    if not any(parameter.requires_grad for parameter in vlm.parameters()):
+        raise ValueError(f"--model.freeze freezes all that --stage {cfg.stage} trains; leave out one of its patterns")
 
 
 def build_vlm(

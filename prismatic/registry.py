@@ -51,11 +51,13 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} id '{name}' is registered twice: {self._entries[name]!r} and {entry!r}")
         self._entries[name] = entry
 
-    def get(self, name: str) -> T:
-        """The entry of an id. Raises UnknownIdError (a ValueError) with the nearest ids."""
+    def get(self, name: str, flag: str | None = None) -> T:
+        """The entry of an id. Raises UnknownIdError (a ValueError) with the nearest ids. flag: that the id came from,
+        where it is not the registry's own.
+        """
         self._discover()
         if name not in self._entries:
-            raise UnknownIdError(self._unknown(name))
+            raise UnknownIdError(unknown_id_message(self.kind, name, self._entries, flag or self.flag))
         return self._entries[name]
 
     def names(self) -> list[str]:
@@ -84,9 +86,6 @@ class Registry(Generic[T]):
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package_name}.{module.name}")
-
-    def _unknown(self, name: str) -> str:
-        return unknown_id_message(self.kind, name, self._entries, self.flag)
 
 
 def unknown_id_message(

@@ -39,6 +39,11 @@ class StageConfig:
     optimizer: str = "adamw"
     decay_ratio: float = 0.2
 
+    @property
+    def prefix(self) -> str:
+        """What the flags of these fields begin with."""
+        return "--model.align_" if self.stage == "align" else "--model.finetune_"
+
 
 @dataclass
 class LoRAConfig:
@@ -231,7 +236,8 @@ class ModelConfig(draccus.ChoiceRegistry):
                 f"--model.repo_id {self.repo_id} says where --model.init_from_model is, which is not given; pass "
                 "--model.init_from_model FOLDER, a folder of that repository"
             )
-        cfg, prefix = self.stage(stage), "--model.align_" if stage == "align" else "--model.finetune_"
+        cfg = self.stage(stage)
+        prefix = cfg.prefix
         for name in ("epochs", "global_batch_size", "per_device_batch_size"):
             if getattr(cfg, name) < 1:
                 raise ValueError(f"{prefix}{name} must be at least 1, got {getattr(cfg, name)}")

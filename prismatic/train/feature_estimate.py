@@ -65,7 +65,8 @@ def estimate(
     size = sum(entry_bytes((T, *timing.frame), cache.torch_dtype) for T in counts) / len(counts)
     needed, free = size * total, shutil.disk_usage(cache.root).free
     about = "" if total == len(media) else "up to "
-    frames = f"{sum(counts) / len(counts):.3g} frames"
+    mean = sum(counts) / len(counts)
+    frames = f"{mean:.3g} frame{'' if mean == 1 else 's'}"
     lines[0] += f"; {about}{total:,} clips of {frames} = {amount(needed)} (disk free {amount(free)})"
     used = cache.size.usage()[0]
     missing = max(0.0, needed - there * size)

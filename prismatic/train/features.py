@@ -123,6 +123,8 @@ class FeatureRun:
         writer = self.writer
         found, computed, damaged, stored, added = dist.all_reduce_sum([*self._counts, writer.stored, writer.added])
         self._counts, writer.stored, writer.added = [0, 0, 0], 0, 0
+        # Processes that share each batch read the same clips.
+        found, computed, damaged = (count / self.cfg.context_parallel_size for count in (found, computed, damaged))
         if dist.rank_zero() and found + computed:
             text = f"Features of epoch {epoch + 1}: {found:.0f} of {found + computed:.0f} clips out of the cache"
             text += f", {stored:.0f} added ({amount(added)})" if stored else ""

@@ -67,4 +67,4 @@ class WaitAccount:
             return f"{text}: raise --dataset.num_workers"
         cache = "pass --dataset.feature_cache DIR, " if cacheable else ""
         once = "extract the frames once (`webvid.py extract`)"
-        return f"{text} on {cores} cores: {once}, {cache}or lower --model.num_frames"
+        return f"{text} on {cores} core{'' if cores == 1 else 's'}: {once}, {cache}or lower --model.num_frames"

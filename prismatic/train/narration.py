@@ -148,10 +148,9 @@ def nothing_to_learn(trainer: Trainer, batches: Sequence[Batch]) -> str:
 def advice(trainer: Trainer) -> str:
     """What to do about a loss or gradient that is not finite."""
     last = folder.newest(trainer.run_dir)
-    prefix = "align" if trainer.stage.stage == "align" else "finetune"
     return (
         f"Last checkpoint: {last or 'none'}. Look at these samples, or lower "
-        f"--model.{prefix}_learning_rate {trainer.stage.learning_rate:g}"
+        f"{trainer.stage.prefix}learning_rate {trainer.stage.learning_rate:g}"
     )
 
 

@@ -61,8 +61,8 @@ WINDOW = 128  # Steps over which the shown loss is a mean (the older systems' fi
 
 def check_stage(stage: StageConfig, cpu_offload: bool = False) -> None:
     """Raises ValueError for an unknown strategy, schedule or optimizer; call it before weights are read."""
-    fsdp.STRATEGIES.get(stage.train_strategy)
-    optim.check_schedule(stage.lr_scheduler_type)
+    fsdp.STRATEGIES.get(stage.train_strategy, f"{stage.prefix}train_strategy")
+    optim.SCHEDULES.get(stage.lr_scheduler_type, f"{stage.prefix}lr_scheduler_type")
     optim.check_optimizer(stage, cpu_offload)
 
 

@@ -149,7 +149,7 @@ def _measure(
             for batch in batches:
                 total += vlm(batch.to(device)).loss_sum.double()
                 tokens += batch.num_label_tokens
-            counts = [sum(len(b.ids) for b in batches), sum(len(b.skipped) for b in batches)]
+            counts = [sum(b.num_examples for b in batches), sum(len(b.skipped) for b in batches)]
             seen, skipped, *stops = dist.all_reduce_sum([*counts, *signals.counts()])
             skips.add(batches, int(seen), int(skipped))
             stop = received(stops)

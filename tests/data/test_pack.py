@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,6 +49,14 @@ def test_every_example_is_whole_with_its_own_positions(packing: bool) -> None:
     assert batch.useful == 36 and sorted(batch.ids) == list("12345")
     assert (batch.labels[batch.input_ids == PAD] == IGNORE_INDEX).all()
     assert batch.num_label_tokens == sum(len(example) - 1 for example in RAGGED)
+
+
+@pytest.mark.parametrize(("packing", "filled"), [(False, 12 / 24), (True, 12 / 14)])
+def test_a_filler_is_no_example_and_fills_nothing(packing: bool, filled: float) -> None:
+    filler = Example("", torch.zeros(2, dtype=torch.int64), torch.full((2,), IGNORE_INDEX), torch.empty(0, 3, 2, 2), ())
+    batch = collate([RAGGED[1], filler], pad_token_id=PAD, packing=packing)
+    assert batch.num_examples == 1 and len(batch.ids) == 2 and batch.useful / batch.positions == filled
+    assert replace(batch, ids=(), useful=0, echo=True).num_examples == 0
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from prismatic.build import build_vlm
+from prismatic.conf.models import ModelConfig
+from prismatic.models.vlm import PrismaticVLM
 from tests.scripts.conftest import TINY
 
 Refused = Callable[..., str]
@@ -62,6 +68,38 @@ def _chat(question: str = "What?", answer: str = "That.") -> list[dict[str, str]
 def test_flags(flags: list[str], said: str, shapes: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:
     line = refused("pretrain.py", *TINY, *shapes, "--run_root_dir", str(tmp_path), *flags)
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--model.freeze", '["llm_backbone.*embed_tokens*", "projctor.*"]'],
+            "Weights are named like projector.projector.0.weight",
+        ),
+        (["--model.learning_rates", '{"*lora_A*": 1e-4}'], "no weight of this model matches '*lora_A*'"),
+        (["--stage", "finetune", "--model.learning_rates", '{"vision_backbone.*": 1e-4}'], "none of them is trained"),
+        (["--model.freeze", '["nothing"]'], "llm_backbone.llm.model.embed_tokens.weight; in a pattern"),
+        (["--model.freeze", '["*"]'], "--model.freeze freezes all that --stage full-finetune trains"),
+        (["--model.freeze", '["*base_layer*"]', "--model.lora.rank", "2"], "none of them is trained"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_patterns_are_read_before_weights_are(
+    flags: list[str],
+    said: str,
+    shapes: tuple[str, ...],
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def outline(model: ModelConfig, **options: Any) -> PrismaticVLM:
+        assert torch.get_default_device().type == "meta", "weights were asked for"
+        return build_vlm(replace(model, pretrained_backbones=False), **options)  # nothing of tiny-video is published
+
+    monkeypatch.setattr("prismatic.build.build_vlm", outline)
+    args = (*TINY, *shapes, "--run_root_dir", str(tmp_path), "--model.pretrained_backbones", "true", *flags)
+    assert said in refused("pretrain.py", *args)
 
 
 def test_a_token_on_the_command_line(shapes: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:

@@ -216,11 +216,20 @@ def test_validation_shares_the_cache(train: Train, plain: Run, data: Path, tmp_p
         (("--dataset.sampler", "random"), "--dataset.sampler random draws other frames"),
         (("--dataset.feature_cache_limit", "0"), "must be greater than 0 GB"),
         (("--dataset.feature_cache", "s3://bucket/features"), "is a local folder, not a URL"),
+        (("--dataset.feature_cache", "FILE"), "cannot be made (Not a directory); name a folder that can"),
     ],
 )
 def test_where_it_cannot_be_right_it_is_refused(
-    refused: Callable[..., str], data: Path, tmp_path: Path, flags: tuple[str, ...], expected: str
+    refused: Callable[..., str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    expected: str,
 ) -> None:
+    monkeypatch.setattr("prismatic.build.build_vlm", None)  # Before a model is made
+    (tmp_path / "file").touch()
+    flags = tuple(flag.replace("FILE", str(tmp_path / "file")) for flag in flags)
     places = ("--dataset.dataset_root_dir", str(data), "--run_root_dir", str(tmp_path))
     assert expected in refused("pretrain.py", *TRAIN, *places, "--dataset.feature_cache", str(tmp_path / "c"), *flags)
 

@@ -17,6 +17,7 @@ from prismatic.train.optim import (
     freeze_matching,
     learning_rates,
 )
+from prismatic.train.trainer import check_stage
 from tests.train.fake_run import FakeVLM
 
 STAGE = dataclasses.replace(ModelConfig().stage("finetune"), weight_decay=0.1, learning_rate=0.5)
@@ -73,6 +74,14 @@ def test_schedule_goes_on_where_it_stood(done: int) -> None:
 def test_unknown_schedule_is_named_with_its_neighbours() -> None:
     with pytest.raises(ValueError, match=r"'linear-warmup' .*did you mean 'linear-warmup\+cosine-decay'"):
         build_schedule(_optimizer(), "linear-warmup", 20, 0.3)
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune", "full-finetune"])
+@pytest.mark.parametrize("name", ["optimizer", "lr_scheduler_type", "train_strategy"])
+def test_an_unknown_id_is_said_with_the_flag_of_the_stage(stage: str, name: str) -> None:
+    part = "align" if stage == "align" else "finetune"
+    with pytest.raises(ValueError, match=rf"'foo' for --model.{part}_{name}[ ;]"):
+        check_stage(dataclasses.replace(STAGE, stage=stage, **{name: "foo"}))
 
 
 def test_stable_then_a_straight_decay() -> None:

@@ -77,7 +77,7 @@ def advise(vlm: nn.Module, setup: Setup, capacity: float, batch_of: BatchOf) -> 
 
 def _changes(setup: Setup) -> Iterator[Change]:
     stage = setup.stage
-    prefix = "--model.align_" if stage.stage == "align" else "--model.finetune_"
+    prefix = stage.prefix
     size = stage.per_device_batch_size
     while size > 1:
         size = next(n for n in range(size // 2, 0, -1) if size % n == 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from prismatic.train.optim.groups import check_patterns, freeze_matching, learning_rates
 from prismatic.train.optim.optimizers import OPTIMIZERS, averaged, build_optimizer, check_optimizer, state_bytes
-from prismatic.train.optim.schedules import SCHEDULES, build_schedule, check_schedule
+from prismatic.train.optim.schedules import SCHEDULES, build_schedule
 
 __all__ = [
     "OPTIMIZERS",
@@ -19,7 +19,6 @@ __all__ = [
     "build_schedule",
     "check_optimizer",
     "check_patterns",
-    "check_schedule",
     "freeze_matching",
     "learning_rates",
     "state_bytes",

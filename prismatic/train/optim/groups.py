@@ -94,11 +94,12 @@ def _matching(vlm: nn.Module, pattern: str, flag: str) -> list[nn.Parameter]:
 
 
 def _near(pattern: str, names: Sequence[str]) -> str:
-    """Names like the pattern, as a hint: whole ones, or those that hold its longest part."""
+    """Names like the pattern, as a hint: those that hold what is nearest to its longest part, or one of each module."""
     parts = sorted((part.strip(".") for part in pattern.replace("?", "*").split("*")), key=len, reverse=True)
     longest = parts[0] if parts else ""
     words = {word for name in names for word in (name, *name.split("."))}
     near = difflib.get_close_matches(longest, sorted(words), n=3, cutoff=0.6)
-    examples = [name for name in names if any(word in name for word in near)][:3] or list(names)[:3]
-    hint = f"did you mean {' or '.join(repr(word) for word in near)}? " if near else ""
-    return f"{hint}Weights are named like {', '.join(examples)}; in a pattern * stands for anything"
+    examples = [name for word in near for name in names if word in (name, *name.split("."))][:3]
+    examples = examples or list({name.partition(".")[0]: name for name in reversed(names)}.values())[::-1]
+    hint = f"did you mean {' or '.join(repr(word) for word in near)}? Weights" if near else "weights"
+    return f"{hint} are named like {', '.join(examples)}; in a pattern * stands for anything"

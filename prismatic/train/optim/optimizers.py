@@ -47,8 +47,8 @@ def check_optimizer(stage: StageConfig, cpu_offload: bool = False) -> None:
     """
     from importlib.util import find_spec
 
-    prefix = "--model.align_" if stage.stage == "align" else "--model.finetune_"
-    spec = OPTIMIZERS.get(stage.optimizer)
+    prefix = stage.prefix
+    spec = OPTIMIZERS.get(stage.optimizer, f"{prefix}optimizer")
     if spec.package is not None and find_spec(spec.package) is None:
         raise ValueError(
             f"{prefix}optimizer {stage.optimizer} needs the package {spec.package}: pip install "

@@ -46,11 +46,6 @@ def warmup_stable_decay(step: int, steps: Steps) -> float:
     return min(1.0, max(0, steps.total - step) / max(1, steps.decay))
 
 
-def check_schedule(name: str) -> None:
-    """Raises ValueError for an unknown schedule."""
-    SCHEDULES.get(name)
-
-
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     name: str,
