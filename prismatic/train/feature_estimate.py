@@ -55,6 +55,8 @@ def estimate(
     cache = reader.cache
     there = cache.num_entries()
     lines = [f"Features  {cache.group}: {there:,} entries there, {cache.dtype}"]
+    if not media:
+        return [f"{lines[0]}; these rows have no clips to keep"]
     try:
         timing = measure(reader, tower, media, device)
     except OSError as error:
@@ -105,7 +107,7 @@ def measure(reader: CachedReader, tower: nn.Module, media: Sequence[Medium], dev
     Files are read past the page cache where the system allows it. Raises OSError when the cache cannot be written.
     """
     by_length = sorted(media, key=reader.read.count)
-    chosen = [by_length[(2 * i + 1) * len(media) // (2 * MEASURED)] for i in range(MEASURED)] if media else []
+    chosen = [by_length[(2 * i + 1) * len(media) // (2 * MEASURED)] for i in range(MEASURED)]
     chosen = list(dict.fromkeys(chosen))
     probe = reader.cache.root / "partial" / f"measured-{os.uname().nodename}-{os.getpid()}"
     rows: list[tuple[float, float, float]] = []

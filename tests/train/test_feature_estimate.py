@@ -66,6 +66,11 @@ def test_of_a_part_of_the_clips_the_size_of_all_is_told(reader: CachedReader, me
     assert f"up to 120 clips of 2.75 frames = {amount(10 * _taken(reader, media))}" in _estimate(reader, media, 120)
 
 
+def test_rows_without_clips(reader: CachedReader) -> None:
+    lines = _estimate(reader, []).splitlines()
+    assert len(lines) == 1 and lines[0].endswith("these rows have no clips to keep")
+
+
 def test_what_a_full_cache_cannot_hold_saves_nothing(reader: CachedReader, media: list[Medium]) -> None:
     reader.cache.limit = reader.cache.size.limit = _taken(reader, media) // 2
     text = _estimate(reader, media)

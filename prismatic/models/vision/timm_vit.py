@@ -185,11 +185,10 @@ class CustomViTSpec:
         return "random weights only"
 
     def build(self, *, pretrained: bool, seed: int) -> nn.Module:
-        """The backbone. Raises ValueError for pretrained=True: there are no weights of it anywhere."""
+        """The backbone. pretrained: False; there are no weights of it anywhere, which build_vision says."""
         from timm.models.vision_transformer import VisionTransformer
 
-        if pretrained:
-            raise ValueError("this vision backbone has no pretrained weights; pass --model.pretrained_backbones false")
+        assert not pretrained
         with seeded(seed):
             model = VisionTransformer(img_size=self.image_size, num_classes=0, **self.kwargs)
         return TimmViT(model, ImageSpec(self.image_size, self.mean, self.std))

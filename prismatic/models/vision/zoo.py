@@ -137,8 +137,10 @@ def build_vision(
 
     The module has image_spec, num_patches (P), embed_dim (Dv), used_parameters(), and maps uint8 [F, 3, R, R] to
     [F, P, Dv]. With pretrained=False no weights are downloaded and they depend on `seed` only. hf_token, cache_dir: of
-    the hub.
+    the hub. Raises ValueError for pretrained=True where there are no weights.
     """
     spec = vision_spec(vision_id)
+    if pretrained and isinstance(spec, CustomViTSpec):
+        raise ValueError(f"{FLAG} {vision_id} has no pretrained weights; pass --model.pretrained_backbones false")
     with hub_access(hf_token, cache_dir):
         return spec.build(pretrained=pretrained, seed=seed)

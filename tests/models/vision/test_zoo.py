@@ -109,7 +109,10 @@ def test_models_that_are_no_vit_are_refused():
 def test_weights_that_cannot_be_had():
     with pytest.raises(ValueError, match=r"'test_vit.r160_in1k'.*--model.pretrained_backbones false"):
         build_vision("timm:test_vit.r160_in1k", pretrained=True)
-    with pytest.raises(ValueError, match=r"no pretrained weights; pass --model.pretrained_backbones false"):
+    with pytest.raises(
+        ValueError,
+        match=r"--model.vision_backbone_id tiny-vit has no pretrained weights; pass --model.pretrained_backbones false",
+    ):
         build_vision("tiny-vit", pretrained=True)
 
 
