@@ -30,7 +30,8 @@ def main() -> int:
     trainer, failed = None, True
     try:
         if cfg.dry_run:
-            print(describe(cfg))
+            if dist.rank_zero():
+                print(describe(cfg))
             failed = False
             return 0
         trainer = build_trainer(cfg, world)

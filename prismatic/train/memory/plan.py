@@ -187,6 +187,9 @@ def _aggregator(vlm: Any, setup: Setup) -> Any:
 
 
 def _prepare(twin: Any, setup: Setup) -> None:
+    llm = twin.llm_backbone.llm
+    if llm.config._attn_implementation in ("flex_attention", "flash_attention_2"):
+        llm.set_attn_implementation("sdpa")  # Kernels that want numbers; the stand-in keeps what they keep
     if setup.aggregator is not None:
         twin.aggregator = _aggregator(twin, setup)
     checkpoint_layers(twin.llm_backbone.layers, setup.recompute)

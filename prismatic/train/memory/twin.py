@@ -63,7 +63,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """query [B, H, S, W]; key, value [B, Hkv, S, W]."""
+        """query [B, H, S, W]; key, value [B, Hkv, Skv, W]."""
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.empty_like(mask, dtype=query.dtype)  # The kernels add their mask
         # Laid out as the kernels do it, heads inside: what follows takes it apart without a copy.
@@ -78,7 +78,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, *_ = ctx.saved_tensors
         scratch = torch.empty_like(query, dtype=torch.float32)
         heads = query.shape[1]
-        wide = [torch.empty_like(t.expand(-1, heads, -1, -1) if t.shape[1] == 1 else query) for t in (key, value)]
+        wide = [t.new_empty(t.shape[0], heads, *t.shape[2:]) for t in (key, value)]
         grads = [torch.empty_like(t) if t.shape[1] != heads else w for t, w in zip((key, value), wide, strict=True)]
         del scratch, wide
         return torch.empty_like(query), *grads, None

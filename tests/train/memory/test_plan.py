@@ -14,6 +14,7 @@ from prismatic import dist
 from prismatic.build import build_vlm
 from prismatic.conf.models import ModelConfig
 from prismatic.data.largest import ExampleSize, MicroBatch, micro_batch
+from prismatic.models.llm.attention import use_attention
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.train import fsdp
 from prismatic.train.memory.advice import advise, lines, verdict
@@ -89,6 +90,42 @@ def test_the_plan_is_what_a_real_step_takes(
     vlm.train()
     assert not plan.note
     assert plan.peak == pytest.approx(_tracked(vlm, batch, setup.stage), rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_last_layer_at_label_positions_is_planned_too(
+    whole: PrismaticVLM, model: ModelConfig, recompute: str
+) -> None:
+    """As training attends: by a function of our own, which on a GPU is `varlen`."""
+    vlm, world = copy.deepcopy(whole), dist.start("cpu")
+    use_attention(vlm.llm_backbone, "sdpa", world.device, False)
+    assert vlm.llm_backbone.shortened
+    vlm.freeze("finetune")
+    sizes, batch = _batch(vlm)
+    setup = _setup(model, recompute=recompute)
+    plan = Planner(vlm).plan(setup, sizes)
+    longer = Planner(_with_whole_layers(whole)).plan(setup, sizes)
+    fsdp.shard(vlm, world, "fsdp-full-shard", mixed_precision=False, reduce_fp32=True, recompute=recompute)
+    vlm.train()
+    assert not plan.note and plan.peak <= 1.001 * longer.peak
+    assert plan.peak == pytest.approx(_tracked(vlm, batch, setup.stage), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["flex_attention", "prismatic_varlen"])
+def test_attention_that_needs_a_gpu_is_planned_without_one(whole: PrismaticVLM, model: ModelConfig, name: str) -> None:
+    vlm = _with_whole_layers(whole)
+    use_attention(vlm.llm_backbone, "sdpa", torch.device("cpu"), False)  # registers the names
+    vlm.llm_backbone.llm.set_attn_implementation(name)
+    sizes, _ = _batch(vlm)
+    packed = replace(sizes, rows=1, length=sizes.rows * sizes.length)
+    for batch in (sizes, packed):
+        assert not Planner(vlm).plan(_setup(model), batch).note
+
+
+def _with_whole_layers(whole: PrismaticVLM) -> PrismaticVLM:
+    vlm = copy.deepcopy(whole)
+    vlm.freeze("finetune")
+    return vlm
 
 
 def test_the_plan_of_bf16_is_what_such_a_step_takes(whole: PrismaticVLM, model: ModelConfig) -> None:
