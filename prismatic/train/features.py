@@ -127,7 +127,9 @@ class FeatureRun:
         found, computed, damaged = (count / self.cfg.context_parallel_size for count in (found, computed, damaged))
         if dist.rank_zero() and found + computed:
             text = f"Features of epoch {epoch + 1}: {found:.0f} of {found + computed:.0f} clips out of the cache"
-            text += f", {stored:.0f} added ({amount(added)})" if stored else ""
+            validated = any(data.feature_cache is not None for data in self.cfg.validation_datasets().values())
+            too = ", those of validation among them" if validated else ""
+            text += f", {stored:.0f} added ({amount(added)}{too})" if stored else ""
             text += f", {damaged:.0f} damaged entries computed again" if damaged else ""
             log.info(text)
 

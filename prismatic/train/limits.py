@@ -50,11 +50,11 @@ class WaitAccount:
             return True
         return False
 
-    def verdict(self, num_workers: int, cores: int | None, cacheable: bool = True) -> str:
+    def verdict(self, num_workers: int, cores: int | None, cacheable: bool = True, cached: bool = False) -> str:
         """One line: who is the limit, and what to do about it.
 
         cores: of this machine for each process, if known. cacheable: the vision backbone is frozen and sees the same
-        pixels in every epoch, so that its features can be kept.
+        pixels in every epoch, so that its features can be kept. cached: they are, in this run.
         """
         if self.share <= WAITS:
             return f"Data      keeps up: {self.share:.1%} of a step is waited for it, computing is the limit"
@@ -65,6 +65,8 @@ class WaitAccount:
         )
         if cores is None or num_workers < cores - 1:
             return f"{text}: raise --dataset.num_workers"
-        cache = "pass --dataset.feature_cache DIR, " if cacheable else ""
-        once = "extract the frames once (`webvid.py extract`)"
-        return f"{text} on {cores} core{'' if cores == 1 else 's'}: {once}, {cache}or lower --model.num_frames"
+        once = "extract the frames once (`webvid.py extract`), "
+        once += "pass --dataset.feature_cache DIR, or " if cacheable else "or "
+        if cached:
+            once = "when all clips are in --dataset.feature_cache less is read; else "
+        return f"{text} on {cores} core{'' if cores == 1 else 's'}: {once}lower --model.num_frames"

@@ -112,8 +112,8 @@ def limit(trainer: Trainer) -> None:
         cores = len(os.sched_getaffinity(0))  # a container may have fewer than the machine
     model = trainer.cfg.model
     cacheable = "vision_backbone" not in trainer.trained_modules and not data.augmentations
-    cacheable = cacheable and data.feature_cache is None and model.model_path is None
-    verdict = trainer.waits.verdict(data.num_workers, cores // trainer.world.local_world_size, cacheable)
+    cached, cores = data.feature_cache is not None, cores // trainer.world.local_world_size
+    verdict = trainer.waits.verdict(data.num_workers, cores, cacheable and model.model_path is None, cached)
     (log.warning if trainer.waits.share > LOUD_WAITS else log.info)(verdict)
 
 

@@ -155,6 +155,7 @@ def test_a_cache_that_is_there_is_no_advice(trainer: Make, caplog: pytest.LogCap
         caplog.clear()
         limit(run)
         assert ("--dataset.feature_cache DIR" in caplog.text) == expected and "is the limit" in caplog.text
+        assert ("webvid.py extract" in caplog.text) == expected
 
 
 def test_which_side_is_the_limit_is_told_once_and_again_when_it_changes() -> None:
