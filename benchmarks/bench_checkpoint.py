@@ -4,7 +4,7 @@ Ours (`prismatic.train.saver`, everything that a run saves: shards, checksums, c
 `torch.save` of the same tensors, `dcp.save` and `dcp.async_save`, each followed by fsync where it does none itself.
 The gate: what each of them gives back is what was saved, bit for bit.
 
-    python benchmarks/bench_checkpoint.py --mb 273 --repeats 3
+    python benchmarks/bench_checkpoint.py --mb 273,2000 --repeats 3
     python benchmarks/bench_checkpoint.py --device cuda --mb 50000 --width 4096 --repeats 2
 """
 
@@ -186,7 +186,13 @@ def _dcp(subject: Subject, target: Subject, times: Times, number: int, *, beside
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=float, default=273, help="megabytes of full state (weights and AdamW's moments)")
+    parser.add_argument(
+        "--mb",
+        action=common.Several,
+        read=float,
+        default=[273.0],
+        help="megabytes of full state (weights and AdamW's moments)",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="saves by each; they take turns")
     parser.add_argument("--dir", type=Path, default=None, help="a folder on the disk to write to; default: temporary")
     parser.add_argument("--threads", type=int, default=1, help="threads of the copy")
@@ -198,6 +204,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("prismatic").setLevel(logging.ERROR)
     world = dist.start(args.device)
+    for megabytes in args.mb:
+        measure(world, megabytes, args)
+    dist.stop()
+
+
+def measure(world: World, megabytes: float, args: argparse.Namespace) -> None:
+    """One size: every one of them in turn, and its lines."""
     runs = {
         "ours": _ours,
         "torch_save": _torch_save,
@@ -205,8 +218,8 @@ def main() -> None:
         "dcp_async": lambda *a: _dcp(*a, beside=True),
     }
     with tempfile.TemporaryDirectory(dir=args.dir) as root:
-        subject = Subject(world, Path(root), args.mb, args.width)
-        target = Subject(world, Path(root) / "target", args.mb, args.width, seed=1)
+        subject = Subject(world, Path(root), megabytes, args.width)
+        target = Subject(world, Path(root) / "target", megabytes, args.width, seed=1)
         size = staging.num_bytes(subject.tensors()) / 1e6
         copy = _copy_floor(subject)
         times = {name: Times() for name in runs}
@@ -220,7 +233,8 @@ def main() -> None:
         subject.saver.finish()
         _report(times, size, copy, beside, cost.busy)
         target.saver.finish()
-        dist.stop(subject, target)
+        for holder in (subject, target):
+            vars(holder).clear()  # see dist.stop
 
 
 def compute(seconds: float, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Asking a model of a real size on a GPU: ours beside a plain `generate`, seconds to the first token, tokens a second.
 
-    python benchmarks/h200/generate.py --config 7b 0.5b --aggregator concat st-pool --batch 1 8
+    python benchmarks/h200/generate.py --config 7b,0.5b --aggregator concat,st-pool --bs 1,8
     python benchmarks/h200/generate.py --config tiny --device cpu        # does it run
 
 Weights are random, of published shapes, in bf16 (fp32 on a CPU), and one model serves both sides. Plain is as the older
@@ -24,7 +24,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_generate import FURTHER, QUESTION, Ids, ask, plain, plain_embeds, run
-from common import report
+from common import Several, report
 from workload import WORKLOADS, build_model, write_clips
 
 
@@ -110,9 +110,9 @@ def measure(name: str, aggregator: str, batches: Sequence[int], args: argparse.N
 def main() -> None:
     """Parse and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", choices=list(WORKLOADS), default=["7b", "0.5b"], help="see workload.py")
-    parser.add_argument("--aggregator", nargs="+", default=["concat", "st-pool"], help="how frames become tokens")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="clips asked about at once")
+    parser.add_argument("--config", action=Several, choices=list(WORKLOADS), default=["7b", "0.5b"])
+    parser.add_argument("--aggregator", action=Several, default=["concat", "st-pool"], help="how frames become tokens")
+    parser.add_argument("--bs", action=Several, read=int, default=[1, 8], help="clips asked about at once")
     parser.add_argument("--new", type=int, default=128, help="tokens to decode")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -120,7 +120,7 @@ def main() -> None:
     logging.set_verbosity_error()  # about the end token that no answer has, so that all are of one length
     for name in args.config:
         for aggregator in args.aggregator:
-            measure(name, aggregator, args.batch, args)
+            measure(name, aggregator, args.bs, args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step of a real size on a GPU: ours beside the plain reference step, in examples a second, MFU and memory.
 
-    python benchmarks/h200/train.py --config 7b 0.5b --aggregator concat stpool
+    python benchmarks/h200/train.py --config 7b,0.5b --aggregator concat,stpool
     python benchmarks/h200/train.py --config tiny --device cpu        # does it run
 
 Weights are random, of published shapes; computing is in bf16 over fp32 weights on both sides. Ours first, then, when
@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_train import Ours
-from common import report
+from common import Several, report
 from reference import Reference, ReferenceBatch, read_batch
 from workload import AGGREGATORS, WORKLOADS, Workload, build_dataset, build_loader, build_model, records_of, write_clips
 
@@ -158,8 +158,8 @@ def measure(config: str, aggregator: str, args: argparse.Namespace) -> None:
 def main() -> None:
     """Parse and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", default=["7b", "0.5b"], choices=list(WORKLOADS))
-    parser.add_argument("--aggregator", nargs="+", default=["concat", "stpool"], choices=list(AGGREGATORS))
+    parser.add_argument("--config", action=Several, default=["7b", "0.5b"], choices=list(WORKLOADS))
+    parser.add_argument("--aggregator", action=Several, default=["concat", "stpool"], choices=list(AGGREGATORS))
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each side; the best one counts")
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "full"], help="ours")
     parser.add_argument("--compile", action="store_true", help="ours: torch.compile per block (more --steps then)")

@@ -12,26 +12,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 IN_SMALL = {
-    "checkpoint": "--mb 2 --repeats 1",
-    "cluster": "--n 400 800 --dim 32 --repeats 1 --peers greedy",
-    "decode": "--frames 4 --gop 60 --clips 1 --repeats 1 --threads 1 --peers pyav",
-    "dist": "--config tiny --repeats 1",
+    "checkpoint": "--mb 2,3 --repeats 1",
+    "cluster": "--n 400,0.8k --d 32 --L 4,8 --repeats 1 --peers greedy",
+    "decode": "--T 4 --gop 60 --clips 1 --repeats 1 --threads 1 --peers pyav",
+    "dist": "--config tiny --nproc 1,2 --repeats 1",
     "eval": "--config tiny --clips 2",
     "extract": "--clips 2 --frames 2 --repeats 1",
     "features": "--config tiny --repeats 1 --aggregator concat,stpool",
-    "generate": "--config tiny --batch 2 --new 4 --repeats 1",
+    "generate": "--config tiny --T 1,2 --bs 1,2 --new 4 --repeats 1",
     "import": "--repeats 1",
-    "index": "--rows 40000",
+    "index": "--n 40k",
     "loader": "--src png feat --clips 1 --frames 2 --epochs 1 --repeats 1 --workers 1",
-    "memory": "--frames 1 4 --recompute none",
-    "pack": "--per_frame 4 --global_batch 4 --batch 2 --examples 8 --width 64 --repeats 1",
-    "scaling": "--frames 1 2 --repeats 1",
-    "train": "--config tiny --steps 2 --aggregator concat mean",
-    "weave": "--n 400 --loop_n 400",
+    "memory": "--T 1,4 --recompute none",
+    "pack": "--mix 1,4,8,16 --per_frame 4 --global_batch 4 --batch 2 --examples 8 --width 64 --repeats 1",
+    "scaling": "--T 1..2 --repeats 1",
+    "train": "--config tiny --peer upstream --steps 2 --aggregator concat,mean",
+    "weave": "--n 400 --loop_n 0.4k --L 4",
 }
 ON_A_CPU = {
     "train": "--config tiny --device cpu --steps 2 --optimizer adamw",
-    "generate": "--config tiny --device cpu --new 4 --batch 1 2 --repeats 1",
+    "generate": "--config tiny --device cpu --new 4 --bs 1,2 --repeats 1",
 }
 """What is for a GPU (benchmarks/h200)."""
 
