@@ -1,60 +1,16 @@
-"use strict";
 // The page of scripts/demo.py. All text from elsewhere goes in by textContent; nothing is fetched from elsewhere.
+
+import { ask, enterAs, leave, post, request, stream, upload } from "./asking.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTINGS = ["num_frames", "sampler", "max_new_tokens", "do_sample", "temperature"];
-const state = { token: "", limit: 0, busy: false, stale: false, opened: "", clip: null, turns: [], url: null };
+const state = { limit: 0, busy: false, stale: false, opened: "", clip: null, turns: [], url: null, stop };
 
 function make(tag, className = "", text = "") {
   const element = document.createElement(tag);
   element.className = className;
   element.textContent = text;
   return element;
-}
-
-// --- asking the server ---
-
-async function request(path, options) {
-  let reply;
-  try {
-    reply = await fetch("api/" + path, { ...options, headers: { "X-Visitor": state.token } });
-  } catch {
-    throw new Error("The demo cannot be reached. Is it still running?");
-  }
-  if (!reply.ok) throw new Error(await refusal(reply.text()));
-  return reply;
-}
-
-async function refusal(text) {
-  try {
-    return JSON.parse(await text).error;
-  } catch {
-    return "The demo gave no answer.";
-  }
-}
-
-const post = (path, body = {}) => request(path, { method: "POST", body: JSON.stringify(body) });
-const ask = async (path, body) => (await post(path, body)).json();
-
-// The last event of a stream; each one goes to `tell` as it comes.
-async function stream(path, body, tell) {
-  const reader = (await post(path, body)).body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", last = {};
-  try {
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
-      const lines = (rest + part.value).split("\n");
-      rest = lines.pop();
-      for (const line of lines) {
-        last = JSON.parse(line);
-        if (last.error) throw new Error(last.error);
-        tell(last);
-      }
-    }
-  } catch (error) {
-    throw error instanceof TypeError ? new Error("The connection to the demo was lost.") : error;
-  }
-  if (!("took" in last)) throw new Error("The connection to the demo was lost.");
-  return last;
 }
 
 function settings() {
@@ -142,9 +98,11 @@ async function opened(name, source) {
   state.turns = [];
   $("looked").hidden = false;
   $("name").textContent = name;
-  $("turns").replaceChildren(make("p", "looked-at", `looking at ${name}`));
+  $("turns").replaceChildren();
   play(source);
   await show();
+  $("turns").append(make("p", "looked-at", `looking at ${name}`));
+  $("question").focus();
 }
 
 function play(source) {
@@ -161,37 +119,24 @@ $("player").addEventListener("loadedmetadata", () => {
   $("strip").classList.toggle("seek", !$("player").hidden);
 });
 
-function upload(file) {
+function take(file) {
   busily(`uploading ${file.name}`, async () => {
     if (file.size > state.limit) {
       throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB; at most ${state.limit / 2 ** 20} MB ` +
         "are taken here (--max_upload_mb).");
     }
-    $("progress").hidden = false;
-    $("progress").value = 0;
+    const bar = $("progress"), call = upload(file, (share) => { bar.value = share; });
+    bar.value = 0;
+    bar.hidden = false;
+    state.stop = call.abort;
+    let name;
     try {
-      await opened((await sent(file)).name, file);
+      name = (await call.done).name;
     } finally {
-      $("progress").hidden = true;
+      state.stop = stop;
+      bar.hidden = true;
     }
-  });
-}
-
-// XMLHttpRequest: fetch does not tell how far an upload is.
-function sent(file) {
-  return new Promise((resolve, reject) => {
-    const call = new XMLHttpRequest();
-    call.open("PUT", "api/upload?name=" + encodeURIComponent(file.name));
-    call.setRequestHeader("X-Visitor", state.token);
-    call.upload.onprogress = (event) => { $("progress").value = event.loaded / event.total; };
-    call.onload = async () => {
-      if (call.status === 200) resolve(JSON.parse(call.responseText));
-      else reject(new Error(await refusal(call.responseText)));
-    };
-    call.onerror = () => reject(new Error("The upload failed: the demo closed the connection, or is not running."));
-    $("stop").onclick = () => { call.abort(); reject(new Error("The upload was stopped.")); };
-    call.onloadend = () => { $("stop").onclick = stop; };
-    call.send(file);
+    await opened(name, file);
   });
 }
 
@@ -245,6 +190,7 @@ function send() {
   const turn = make("div", "turn"), said = make("div", "said answer");
   turn.append(make("div", "said question", question), said);
   $("turns").append(turn);
+  toEnd();
   const record = { question, settings: settings(), clip: state.clip };
   busily("looking", async () => {
     try {
@@ -252,11 +198,15 @@ function send() {
       state.turns.push(record);
       $("question").value = "";
     } catch (error) {
-      turn.remove();
-      throw error;
+      said.className = "problem";
+      said.textContent = error.message;
     }
-    turn.scrollIntoView({ block: "nearest" });
+    toEnd();
   });
+}
+
+function toEnd() {
+  $("turns").scrollTop = $("turns").scrollHeight;
 }
 
 async function answer(record, said) {
@@ -265,7 +215,7 @@ async function answer(record, said) {
     if (!event.text) return;
     $("status").textContent = "writing";
     said.textContent += event.text;
-    said.scrollIntoView({ block: "nearest" });
+    toEnd();
   });
   said.textContent = told.answer;
   Object.assign(record, { answer: told.answer, stopped: told.stopped, took: told.took, first: told.first });
@@ -284,7 +234,7 @@ async function weigh(record, said) {
     const row = make("div", index === best ? "best" : ""), bar = make("div", "bar"), fill = make("i");
     fill.style.setProperty("--w", `${(100 * told.shares[index]).toFixed(1)}%`);
     fill.style.setProperty("--c", index === best ? "var(--one)" : "var(--faint)");
-    bar.append(fill, make("span", "", `${(100 * told.shares[index]).toFixed(1)} %`));
+    bar.append(fill, make("span", "", `${(100 * told.shares[index]).toFixed(1)}%`));
     row.append(make("span", "", choice), bar);
     return row;
   }));
@@ -316,7 +266,7 @@ function save() {
 
 async function enter() {
   const info = await ask("enter");
-  state.token = info.token;
+  enterAs(info.token);
   state.limit = info.upload_limit;
   document.title = `${info.model}: prismatic demo`;
   $("model").textContent = info.model;
@@ -332,13 +282,13 @@ async function enter() {
   refresh();
 }
 
-$("file").addEventListener("change", () => { if ($("file").files.length) upload($("file").files[0]); $("file").value = ""; });
+$("file").addEventListener("change", () => { if ($("file").files.length) take($("file").files[0]); $("file").value = ""; });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   // On the whole page: a file that misses the field would be opened by the browser instead.
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) upload(event.dataTransfer.files[0]);
+    if (kind === "drop" && event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
   });
 }
 $("path-form").addEventListener("submit", (event) => { event.preventDefault(); choose($("path").value); });
@@ -348,11 +298,9 @@ $("question").addEventListener("keydown", (event) => {
 });
 for (const id of ["num_frames", "sampler"]) $(id).addEventListener("change", see);
 for (const id of ["weighing", "do_sample"]) $(id).addEventListener("change", refresh);
-$("stop").onclick = stop;
+$("stop").addEventListener("click", () => state.stop());
 $("restart").addEventListener("click", restart);
 $("save").addEventListener("click", save);
-window.addEventListener("pagehide", () => {
-  if (state.token) fetch("api/leave", { method: "POST", body: "{}", keepalive: true, headers: { "X-Visitor": state.token } });
-});
+window.addEventListener("pagehide", leave);
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 enter().catch((error) => problem(error.message));

@@ -1,6 +1,6 @@
 """HTTP for the page: what is served, to whom, and how much is taken in.
 
-Served are three files of this package and what the App answers; no path of a request ever becomes the path of a file.
+Served are the files of this package and what the App answers; no path of a request ever becomes the path of a file.
 Other sites in the visitor's browser cannot ask: they do not know a token, and their Origin and Host give them away.
 """
 
@@ -38,6 +38,7 @@ STATIC = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/asking.js": ("asking.js", "text/javascript; charset=utf-8"),
 }
 HEADERS = {
     "Content-Security-Policy": (
