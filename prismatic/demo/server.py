@@ -17,7 +17,7 @@ import signal
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -32,6 +32,7 @@ from prismatic.report.style import STYLE
 log = logging.getLogger(__name__)
 
 BODY_LIMIT_BYTES = 1 << 20  # of a request that is no upload
+LINGER_BYTES = 64 << 20  # of a refused upload that are still taken off the line
 SILENCE_S = 60  # a connection on which nothing moves for so long is closed
 GRACE_S = 2.0  # for the model to end the token that it is at, when the program ends
 STATIC = {
@@ -48,6 +49,13 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
+}
+
+
+STATUS: dict[type[Exception], HTTPStatus] = {
+    GoneError: HTTPStatus.GONE,
+    BusyError: HTTPStatus.CONFLICT,
+    OSError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
 
@@ -145,23 +153,25 @@ class Handler(BaseHTTPRequestHandler):
         """Requests are no news."""
         log.debug(format, *args)
 
-    def _answered(self, request: Any) -> None:
+    def _answered(self, request: Callable[[], None]) -> None:
         try:
             self._check_sender()
             request()
-        except RefusedError as error:
-            self._reply({"error": str(error)}, error.status)
-        except GoneError as error:
-            self._reply({"error": str(error)}, HTTPStatus.GONE)
-        except BusyError as error:
-            self._reply({"error": str(error)}, HTTPStatus.CONFLICT)
-        except ValueError as error:
-            self._reply({"error": str(error)}, HTTPStatus.BAD_REQUEST)
         except (ConnectionError, TimeoutError):
-            raise
-        except OSError as error:
+            raise  # nobody is there to be told
+        except (ValueError, OSError) as error:
+            self._refuse(error)
+
+    def _refuse(self, error: ValueError | OSError) -> None:
+        if isinstance(error, OSError):
             log.warning("%s", error)
-            self._reply({"error": error.strerror or str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
+        self._reply({"error": str(error)}, error.status if isinstance(error, RefusedError) else status)
+        # Closing while an upload still comes in would lose the reply.
+        self.connection.shutdown(socket.SHUT_WR)
+        left = LINGER_BYTES
+        while left > 0 and (data := self.rfile.read1(BODY_LIMIT_BYTES)):
+            left -= len(data)
 
     def _check_sender(self) -> None:
         """Refuses other sites: those whose name was made to mean this machine, and those that name themselves."""
