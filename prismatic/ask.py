@@ -77,7 +77,7 @@ class Conversation:
         path = self._download(media) if media.startswith(("http://", "https://")) else Path(media).expanduser()
         if not path.exists():
             raise ValueError(f"there is no image, video or frame folder at {path}")
-        self.media = path
+        self.media, self._seen = path, None
         self.start_over()
 
     def start_over(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +14,8 @@ from typing import BinaryIO
 
 from prismatic.ask import Conversation
 from prismatic.demo.desk import Desk, Event, Job
+from prismatic.video.decode import VIDEO_EXTENSIONS
+from prismatic.video.images import PICTURE_EXTENSIONS
 
 _CHUNK_BYTES = 1 << 20
 
@@ -69,9 +70,11 @@ class Visitor:
         """Take in an upload of `length` bytes and look at it. Raises ValueError when less comes, or OSError."""
         self._folder.mkdir(exist_ok=True)
         self._uploads += 1
-        # A name for each: what the model remembers of files goes by their names.
-        extension = re.fullmatch(r"\.[a-z0-9]{1,8}", Path(name).suffix.lower())
-        path = self._folder / f"{self._uploads}{extension[0] if extension else ''}"
+        # A name for each: what the model remembers of files goes by their names. What is named neither like a picture
+        # nor like a video (.mpg, .ts, .3gp) is tried as a video; the decoder looks at the content.
+        extension = Path(name).suffix.lower()
+        known = extension in VIDEO_EXTENSIONS or extension in PICTURE_EXTENSIONS
+        path = self._folder / f"{self._uploads}{extension if known else '.mkv'}"
         try:
             with path.open("wb") as file:
                 while length and (chunk := source.read(min(length, _CHUNK_BYTES))):

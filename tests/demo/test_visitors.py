@@ -46,6 +46,15 @@ def test_names_of_uploads_are_only_shown(visitors: Visitors) -> None:
         assert visitor.conversation.media.parent.parent == Path(visitors._uploads.name)
 
 
+def test_an_upload_is_a_picture_by_its_name_or_else_a_video(visitors: Visitors, tiny_clip: Path) -> None:
+    visitor = visitors.enter()
+    for name in ("clip.3gp", "clip", "clip.MOV"):
+        visitor.receive(tiny_clip.open("rb"), tiny_clip.stat().st_size, name)
+        assert len(visitor.conversation.see().frames) > 1
+    visitor.receive(io.BytesIO(b"abc"), 3, "b.JPG")
+    assert visitor.conversation.media.suffix == ".jpg"
+
+
 def test_an_upload_that_breaks_off_leaves_nothing(visitors: Visitors) -> None:
     visitor = visitors.enter()
     with pytest.raises(ValueError, match="broke off"):
