@@ -60,9 +60,10 @@ def plain(vlm: PrismaticVLM, clip: Path, question: str, new: int) -> Ids:
 def plain_embeds(vlm: PrismaticVLM, clip: Path, question: str) -> torch.Tensor:
     """A prompt with its visual tokens, [1, S, D]."""
     tower, tokenizer = vlm.vision_backbone, vlm.llm_backbone.tokenizer
+    like = next(vlm.parameters())
     ids = tokenize_prompt(prompt_of(vlm, question), [], tokenizer=tokenizer, layout="after-bos")
-    text = vlm.llm_backbone.embed(torch.tensor([ids]))
-    pixels = read_pixels([str(path) for path in sorted(clip.iterdir())], tower.image_spec)
+    text = vlm.llm_backbone.embed(torch.tensor([ids], device=like.device))
+    pixels = read_pixels([str(path) for path in sorted(clip.iterdir())], tower.image_spec).to(like)
     features = tower.featurizer.get_intermediate_layers(pixels, n={tower.block_index})[0]
     visual = vlm.projector(vlm.aggregator(features, [len(pixels)]))[None]
     return torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
@@ -73,7 +74,7 @@ def run(vlm: PrismaticVLM, embeds: torch.Tensor, new: int, **more: Any) -> Ids:
     """Transformers' `generate`, greedy, on embeddings [1, S, D]."""
     return vlm.llm_backbone.llm.generate(
         inputs_embeds=embeds,
-        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
         max_new_tokens=new,
         do_sample=False,
         eos_token_id=-1,

@@ -48,10 +48,18 @@ LOSS_GATE, WEIGHT_GATE = 1e-5, 1e-3
 class Ours:
     """Our own step on `vlm` (changed in place): sharded over this one process, as training does it."""
 
-    def __init__(self, vlm: PrismaticVLM, world: dist.World, recompute: str = "none", compiled: bool = False) -> None:
-        stage = ModelConfig(finetune_learning_rate=LEARNING_RATE).stage("finetune")
-        use_attention(vlm.llm_backbone, "auto", world.device, half=False)
-        options = {"mixed_precision": False, "reduce_fp32": False}
+    def __init__(
+        self,
+        vlm: PrismaticVLM,
+        world: dist.World,
+        recompute: str = "none",
+        compiled: bool = False,
+        optimizer: str = "adamw",
+    ) -> None:
+        stage = ModelConfig(finetune_learning_rate=LEARNING_RATE, finetune_optimizer=optimizer).stage("finetune")
+        half = world.device.type == "cuda"
+        use_attention(vlm.llm_backbone, "auto", world.device, half)
+        options = {"mixed_precision": half, "reduce_fp32": False}
         fsdp.shard(vlm, world, stage.train_strategy, recompute=recompute, compile_blocks=compiled, **options)
         self.vlm = vlm
         vlm.train()

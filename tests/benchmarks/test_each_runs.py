@@ -29,18 +29,35 @@ IN_SMALL = {
     "train": "--config tiny --steps 2 --aggregator concat mean",
     "weave": "--n 400 --loop_n 400",
 }
+ON_A_CPU = {
+    "train": "--config tiny --device cpu --steps 2 --optimizer adamw",
+    "generate": "--config tiny --device cpu --new 4 --batch 1 2 --repeats 1",
+}
+"""What is for a GPU (benchmarks/h200)."""
 
 
 def test_all_are_here() -> None:
     assert {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")} == {f"bench_{name}" for name in IN_SMALL}
+    assert {path.stem for path in (ROOT / "benchmarks" / "h200").glob("*.py")} == set(ON_A_CPU)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_SMALL)
 def test_runs(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / f"benchmarks/bench_{name}.py"), *IN_SMALL[name].split()]
+    _run([f"benchmarks/bench_{name}.py", *IN_SMALL[name].split()], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_A_CPU)
+def test_what_is_for_a_gpu_runs_on_a_cpu(name: str, tmp_path: Path) -> None:
+    _run([f"benchmarks/h200/{name}.py", *ON_A_CPU[name].split()], tmp_path)
+
+
+def _run(arguments: list[str], tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert told and all("benchmark" in line and "machine" in line for line in told), done.stdout
