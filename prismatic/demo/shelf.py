@@ -37,7 +37,7 @@ class Shelf:
             found = Path(MediaRoot(self.root).resolve(path.removesuffix("/")))
         except MediaPathError as error:
             raise ValueError(f"'{path}' is not below the folder that is served here") from error
-        if not found.exists() and "#" not in found.name:
+        if not found.exists():
             raise ValueError(f"there is no '{path}' in the folder that is served here")
         return found
 
