@@ -159,6 +159,17 @@ def test_a_page_tells_all_that_the_folder_holds(tmp_path: Path) -> None:
     assert page.count("<svg") >= 6
 
 
+def test_figures_at_the_top_are_means_of_the_newest_steps(tmp_path: Path) -> None:
+    run_dir = tmp_path / "short"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text("stage: finetune\n")
+    rows = [{"Step": i + 1, "Tokens/s": 900.0 + 200 * (i % 2), "Data Wait Share": 0.4 * (i % 2)} for i in range(10)]
+    text = "".join(json.dumps({f"Finetune/{key}": value for key, value in row.items()}) + "\n" for row in rows)
+    (run_dir / "short.jsonl").write_text(text)
+    page = re.sub(r"\s*<[^>]+>\s*", "|", write_run_report(run_dir).read_text())
+    assert "|20.0%|" in page and "|1000|" in page.replace(",", "")
+
+
 def test_parts_of_the_validation(tmp_path: Path) -> None:
     history = read_history(_run_dir(tmp_path))
     assert list(validation_parts(history)) == ["a", "b", "b, L=1", "b, L=2"]
