@@ -150,8 +150,13 @@ def _schedules() -> Registry[Any]:
 
 def _optimizers() -> Table:
     from prismatic.train.optim import OPTIMIZERS
+    from prismatic.train.optim.optimizers import OptimizerSpec
 
-    rows = [[name, f"{spec.state_bytes:g}", spec.package or "", spec.about] for name, spec in OPTIMIZERS.items()]
+    def state(spec: OptimizerSpec) -> str:
+        least = spec.state_bytes if spec.matrix_bytes is None else spec.matrix_bytes
+        return f"{least:.3g}" if least == spec.state_bytes else f"{least:.3g} to {spec.state_bytes:.3g}"
+
+    rows = [[name, state(spec), spec.package or "", spec.about] for name, spec in OPTIMIZERS.items()]
     return ["optimizer", "bytes of state a weight", "needs", "what it does"], rows
 
 

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -78,7 +79,7 @@ def parse(config_class: type[C], args: Sequence[str] | None = None, prog: str | 
     try:
         return parser.parse_args(_quote_strings(parser.parser, argv))
     except (DraccusException, yaml.YAMLError, FileNotFoundError, IsADirectoryError) as error:
-        raise CommandLineError(" ".join(str(error).split()) + _bracket_hint(argv)) from error
+        raise CommandLineError(_explained(" ".join(str(error).split()), argv)) from error
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -186,6 +187,16 @@ def _explain(parser: argparse.ArgumentParser, argv: Sequence[str], message: str)
         text += f"; did you mean {' or '.join(hints)}?" if hints else "; --help lists all flags"
         raise CommandLineError(text)
     raise CommandLineError(message + _bracket_hint(argv))
+
+
+def _explained(text: str, argv: Sequence[str]) -> str:
+    """What draccus says of a value, with how such values are written."""
+    mapping = re.match(r"`([^`]+)`: Failed when parsing value='(.*)' into field .* of type [dD]ict\[", text)
+    if mapping:
+        flag, value = mapping.groups()
+        return f"""--{flag} takes values by name, in braces: --{flag} '{{"NAME": VALUE}}', got {value}"""
+    field = re.match(r"`([^`]+)`", text)
+    return text + _bracket_hint([f"--{field[1]}"] if field else argv)
 
 
 def _bracket_hint(argv: Sequence[str]) -> str:

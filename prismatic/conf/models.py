@@ -184,12 +184,13 @@ class ModelConfig(draccus.ChoiceRegistry):
 
     def _validate_optimization(self, cfg: StageConfig, prefix: str) -> None:
         """Schedules and rates; ids are checked where they are resolved."""
-        if not 0 < cfg.decay_ratio <= 1 or cfg.decay_ratio + cfg.warmup_ratio > 1:
+        decays = cfg.lr_scheduler_type == "wsd"
+        if decays and (not 0 < cfg.decay_ratio <= 1 or cfg.decay_ratio + cfg.warmup_ratio > 1):
             raise ValueError(
                 f"{prefix}decay_ratio must be greater than 0 and, with {prefix}warmup_ratio, at most 1, got "
                 f"{cfg.decay_ratio} and {cfg.warmup_ratio}"
             )
-        if cfg.decay_ratio != StageConfig.decay_ratio and cfg.lr_scheduler_type != "wsd":
+        if cfg.decay_ratio != StageConfig.decay_ratio and not decays:
             raise ValueError(f"{prefix}decay_ratio has no effect without {prefix}lr_scheduler_type wsd; drop it")
         if any(len(pattern) == 1 and pattern != "*" for pattern in self.freeze):
             raise ValueError(

@@ -66,6 +66,20 @@ def test_what_cannot_be_parsed_is_said(args: list[str], said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ['["projector.*"]', "projector=1", "1"])
+def test_values_by_name_are_said_to_be_in_braces(value: str) -> None:
+    with pytest.raises(cli.CommandLineError) as caught:
+        _parse("--trackers", '["jsonl"]', "--model.learning_rates", value)
+    assert str(caught.value).startswith("""--model.learning_rates takes values by name, in braces: """)
+    assert "field" not in str(caught.value) and value.strip('[]"') in str(caught.value)
+
+
+def test_lists_are_no_advice_where_none_is_wrong() -> None:
+    with pytest.raises(cli.CommandLineError) as caught:
+        _parse("--trackers", '["jsonl"]', "--model.learning_rates", '{"projector.*": "fast"}')
+    assert "'fast'" in str(caught.value) and "brackets" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

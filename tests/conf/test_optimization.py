@@ -43,6 +43,11 @@ def test_what_cannot_work_is_named(flags: tuple[str, ...], text: str) -> None:
         _parse(*flags, processes=2)
 
 
+def test_a_schedule_that_does_not_decay_so_may_warm_up_for_long() -> None:
+    cfg = _parse("--model.finetune_warmup_ratio", "0.9")
+    assert cfg.model.finetune_warmup_ratio == 0.9
+
+
 def test_shared_batches_count_once_among_the_processes() -> None:
     # 16 examples of 16 at a time: two processes that share one batch, not two of 16.
     assert _parse("--context_parallel_size", "2", processes=2).context_parallel_size == 2
