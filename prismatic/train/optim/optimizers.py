@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from prismatic.conf.models import StageConfig
 from prismatic.registry import Registry
 from prismatic.train.optim.groups import parameter_groups
+
+log = logging.getLogger(__name__)
 
 Groups = list[dict[str, Any]]
 
@@ -118,6 +121,7 @@ def _adamw_bf16(vlm: nn.Module, groups: Groups) -> torch.optim.Optimizer:
 def _adamw_8bit(vlm: nn.Module, groups: Groups) -> torch.optim.Optimizer:
     from torchao.optim import AdamW8bit
 
+    log.info("The optimizer adamw-8bit will be compiled at the first step, which takes a minute longer")
     # One rate in each group, as a tensor of its own: torchao compiles the rate in as an input.
     return AdamW8bit([{**group, "lr": torch.tensor(group["lr"])} for group in groups])
 
