@@ -243,12 +243,7 @@ def compute(seconds: float, device: torch.device) -> None:
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         left @ right
-        _wait(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        common.wait(device)
 
 
 def _copy_floor(subject: Subject) -> float:
@@ -260,7 +255,7 @@ def _copy_floor(subject: Subject) -> float:
         began = time.perf_counter()
         for buffer, tensor in zip(buffers, tensors, strict=True):
             buffer.copy_(tensor)
-        _wait(subject.device)
+        common.wait(subject.device)
         best = min(best, time.perf_counter() - began)
     return 1000 * best
 
@@ -273,7 +268,7 @@ def _beside(subject: Subject, number: int) -> float:
         began = time.perf_counter()
         for _ in range(20):
             left @ right
-        _wait(subject.device)
+        common.wait(subject.device)
         return time.perf_counter() - began
 
     alone, during = [step() for _ in range(15)], []

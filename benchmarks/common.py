@@ -91,6 +91,14 @@ def best_of(repeats: int, *runs: Callable[[], T]) -> list[tuple[T, Cost]]:
     return [b for b in best if b is not None]
 
 
+def wait(device: Any) -> None:
+    """Until a GPU (a torch.device) has done what it was given; a CPU has by then."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def peak_memory() -> float:
     """Largest resident memory of this process so far, GiB (Linux; pages of mapped files count while they are in)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

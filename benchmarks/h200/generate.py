@@ -24,7 +24,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_generate import FURTHER, QUESTION, Ids, ask, plain, plain_embeds, run
-from common import Several, report
+from common import Several, report, wait
 from workload import WORKLOADS, build_model, write_clips
 
 
@@ -32,17 +32,12 @@ def fastest(work: Callable[[], object], device: torch.device, repeats: int) -> f
     """Seconds that it takes, the best of `repeats` after one that warms up."""
     seconds = []
     for _ in range(1 + repeats):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - began)
     return min(seconds[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def same_share(a: Ids, b: Ids) -> float:

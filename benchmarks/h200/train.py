@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_train import Ours
-from common import Several, report
+from common import Several, report, wait
 from reference import Reference, ReferenceBatch, read_batch
 from workload import AGGREGATORS, WORKLOADS, Workload, build_dataset, build_loader, build_model, records_of, write_clips
 
@@ -68,19 +68,14 @@ def timed(step: Callable[[int], float], steps: int, device: torch.device) -> Sid
     """`steps` steps, each waited for."""
     side = Side()
     for number in range(steps):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         side.losses.append(step(number))
-        _wait(device)
+        wait(device)
         side.seconds.append(time.perf_counter() - began)
     if device.type == "cuda":
         side.gigabytes = torch.cuda.max_memory_allocated(device) / 1e9
     return side
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _forget(device: torch.device) -> None:
