@@ -64,5 +64,6 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     if not count:
         return torch.cat(parts)
     storage = torch.UntypedStorage._new_shared(count * parts[0].element_size())
-    joined = torch.empty(0, dtype=parts[0].dtype).set_(storage).resize_(shape)
+    # As `resize` leaves them, the colours of a pixel together: then this is a plain copy.
+    joined = torch.empty(0, dtype=parts[0].dtype).set_(storage).resize_(shape, memory_format=torch.channels_last)
     return torch.cat(parts, out=joined)
