@@ -29,7 +29,7 @@ from prismatic.data import plan
 from prismatic.data.dataset import FILLER_LENGTH, Position, SampleError
 from prismatic.data.largest import Batching, largest_rows
 from prismatic.data.order import EpochOrder
-from prismatic.data.shelf import Parcel, Shelf
+from prismatic.data.parcels import Parcel, SharedPlaces
 from prismatic.data.watch import ReadingWatch
 from prismatic.types import Batch, Example
 
@@ -78,7 +78,7 @@ class StepLoader:
     packing: bool = False
     prefetch: int = 2
     _schedule: _Schedule = field(init=False, repr=False)
-    _shelf: Shelf | None = field(init=False, repr=False)
+    _places: SharedPlaces | None = field(init=False, repr=False)
     _loader: DataLoader[Batch | _Failure] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -222,18 +222,18 @@ class StepLoader:
         # HF tokenizers warn at every fork otherwise; ours never tokenize batches, so nothing is lost.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         workers: dict[str, Any] = {}
-        self._shelf = None
+        self._places = None
         if self.num_workers:
             # Of each process: what waits, and of this step and the one before what it has read; pixels and features.
             places = 2 * (self.prefetch + 1 + 2 * -(-self.micro_batches // self.num_workers))
-            self._shelf = Shelf.made(self.num_workers, places)
+            self._places = SharedPlaces.made(self.num_workers, places)
             _mallopt()  # found before a fork: behind it the dynamic linker may be locked by a thread that is not there
             # Forked, so that records, tokenizer and code are shared. The children never touch CUDA.
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
             workers = {"multiprocessing_context": method, "persistent_workers": True}
             workers["prefetch_factor"] = self.prefetch
         return DataLoader(
-            _MicroBatches(self.dataset, self.collate, self._shelf),
+            _MicroBatches(self.dataset, self.collate, self._places),
             sampler=self._schedule,
             batch_size=None,
             num_workers=self.num_workers,
@@ -255,8 +255,8 @@ class _Failure:
 class _MicroBatches(Dataset[Any]):
     """Micro-batches by the positions of their examples; what workers run."""
 
-    def __init__(self, dataset: Examples, collate: Collate, shelf: Shelf | None) -> None:
-        self.dataset, self.collate, self.shelf = dataset, collate, shelf
+    def __init__(self, dataset: Examples, collate: Collate, places: SharedPlaces | None) -> None:
+        self.dataset, self.collate, self.places = dataset, collate, places
 
     def __getitem__(self, positions: Positions) -> Batch | Parcel | _Failure:
         try:
@@ -264,7 +264,7 @@ class _MicroBatches(Dataset[Any]):
         except SampleError as error:
             return _Failure(str(error))
         worker = get_worker_info()
-        return batch if self.shelf is None or worker is None else Parcel.of(batch, self.shelf, worker.id)
+        return batch if self.places is None or worker is None else Parcel.of(batch, self.places, worker.id)
 
 
 class _Schedule(Sampler[Positions]):

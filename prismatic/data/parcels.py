@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import mmap
+import os
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ _TEXT = ("input_ids", "labels", "position_ids")  # kilobytes: quickest through t
 log = logging.getLogger(__name__)
 
 _keys = itertools.count()
-_shelves: weakref.WeakValueDictionary[int, Shelf] = weakref.WeakValueDictionary()
+_known: weakref.WeakValueDictionary[int, SharedPlaces] = weakref.WeakValueDictionary()
 
 
 class Ticket(NamedTuple):
@@ -41,20 +42,20 @@ class Ticket(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Shelf:
+class SharedPlaces:
     """`places` for each of `workers` processes that will be forked from this one; kept as long as anyone uses it."""
 
     def __init__(self, workers: int, places: int) -> None:
         self.key = next(_keys)
-        self._places = places
+        self._each = places
         self._taken = np.frombuffer(mmap.mmap(-1, workers * places), np.bool_).reshape(workers, places)
         self._memory = mmap.mmap(
             -1, workers * places * PLACE_BYTES, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NO_RESERVE
         )
-        _shelves[self.key] = self
+        _known[self.key] = self
 
     @classmethod
-    def made(cls, workers: int, places: int) -> Shelf | None:
+    def made(cls, workers: int, places: int) -> SharedPlaces | None:
         """One, where the system has such memory."""
         if sys.platform != "linux" or not workers:
             return None
@@ -79,7 +80,7 @@ class Shelf:
         """In the training process: what lies at a place, which is free when all tensors that share it have gone."""
         found = self._bytes(ticket)
         # The tensor's storage holds this array, and so does each view of it.
-        weakref.finalize(found, self._taken.__setitem__, ticket.place, False).atexit = False
+        weakref.finalize(found, _free, self._taken, ticket.place, os.getpid()).atexit = False
         return self._tensor(ticket, found)
 
     def taken(self) -> int:
@@ -89,35 +90,39 @@ class Shelf:
     def _bytes(self, ticket: Ticket) -> np.ndarray:
         worker, number = ticket.place
         size = int(np.prod(ticket.shape)) * ticket.dtype.itemsize
-        return np.frombuffer(self._memory, np.uint8, size, (worker * self._places + number) * PLACE_BYTES)
+        return np.frombuffer(self._memory, np.uint8, size, (worker * self._each + number) * PLACE_BYTES)
 
     def _tensor(self, ticket: Ticket, memory: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(memory).view(ticket.dtype).as_strided(ticket.shape, ticket.stride)
+
+
+def _free(taken: np.ndarray, place: tuple[int, int], process: int) -> None:
+    if os.getpid() == process:  # not for the copy of a tensor in a process that was forked meanwhile
+        taken[place] = False
 
 
 @dataclass(frozen=True)
 class Parcel:
     """A Batch in a reading process; unpickled, it is that Batch."""
 
-    shelf: int
+    key: int
     batch: Batch
 
     @staticmethod
-    def of(batch: Batch, shelf: Shelf, worker: int) -> Parcel:
-        """With pixels and features at a place of the shelf."""
-        put: Any = partial(shelf.put, worker)
+    def of(batch: Batch, places: SharedPlaces, worker: int) -> Parcel:
+        """With pixels and features at places of `worker`."""
+        put: Any = partial(places.put, worker)
         text: dict[str, Any] = {name: getattr(batch, name).numpy() for name in _TEXT}
-        return Parcel(
-            shelf.key, replace(batch, frames=put(batch.frames), cache=batch.cache and batch.cache.map(put), **text)
-        )
+        cache = batch.cache and batch.cache.map(put)
+        return Parcel(places.key, replace(batch, frames=put(batch.frames), cache=cache, **text))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (self.shelf, self.batch)
+        return _unpacked, (self.key, self.batch)
 
 
 def _unpacked(key: int, batch: Batch) -> Batch:
     def take(found: Any) -> torch.Tensor:
-        return _shelves[key].take(found) if isinstance(found, Ticket) else found
+        return _known[key].take(found) if isinstance(found, Ticket) else found
 
     text: dict[str, Any] = {name: torch.from_numpy(getattr(batch, name)) for name in _TEXT}
     return replace(batch, frames=take(batch.frames), cache=batch.cache and batch.cache.map(take), **text)

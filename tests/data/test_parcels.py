@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 from dataclasses import replace
 
@@ -11,19 +12,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from prismatic.data import shelf as shelf_module
+from prismatic.data import parcels
 from prismatic.data.dataset import Position
 from prismatic.data.loader import StepLoader
 from prismatic.data.pack import collate
-from prismatic.data.shelf import Parcel, Shelf, Ticket
+from prismatic.data.parcels import Parcel, SharedPlaces, Ticket
 from prismatic.types import Batch, CachedFeatures, Example
 
 FRAMES = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    made = Shelf.made(2, 2)
+def places() -> SharedPlaces:
+    made = SharedPlaces.made(2, 2)
     assert made is not None
     return made
 
@@ -39,10 +40,10 @@ def shelf() -> Shelf:
         torch.randn(1),
     ],
 )
-def test_what_goes_in_comes_out(shelf: Shelf, tensor: torch.Tensor) -> None:
-    ticket = shelf.put(1, tensor)
+def test_what_goes_in_comes_out(places: SharedPlaces, tensor: torch.Tensor) -> None:
+    ticket = places.put(1, tensor)
     assert isinstance(ticket, Ticket)
-    found = shelf.take(pickle.loads(pickle.dumps(ticket)))
+    found = places.take(pickle.loads(pickle.dumps(ticket)))
     assert found.dtype == tensor.dtype and torch.equal(found, tensor)
     assert found.untyped_storage().nbytes() == tensor.nbytes
     for order in (torch.contiguous_format, torch.channels_last):
@@ -50,44 +51,55 @@ def test_what_goes_in_comes_out(shelf: Shelf, tensor: torch.Tensor) -> None:
             assert found.is_contiguous(memory_format=order)
 
 
-def test_a_place_is_free_when_the_last_view_has_gone(shelf: Shelf) -> None:
-    first = shelf.put(0, FRAMES)
+def test_a_place_is_free_when_the_last_view_has_gone(places: SharedPlaces) -> None:
+    first = places.put(0, FRAMES)
     assert isinstance(first, Ticket)
-    view = shelf.take(first)[1:].permute(0, 2, 3, 1).split(1)[0][0, 0]
+    view = places.take(first)[1:].permute(0, 2, 3, 1).split(1)[0][0, 0]
     gc.collect()
-    second = shelf.put(0, FRAMES + 1)
+    second = places.put(0, FRAMES + 1)
     assert isinstance(second, Ticket) and second.place != first.place
-    assert shelf.put(0, FRAMES) is FRAMES  # no place is left
-    assert isinstance(shelf.put(1, FRAMES), Ticket)  # but of another process
-    assert torch.equal(view, FRAMES[1].permute(1, 2, 0)[0]) and shelf.taken() == 3
+    assert places.put(0, FRAMES) is FRAMES  # no place is left
+    assert isinstance(places.put(1, FRAMES), Ticket)  # but of another process
+    assert torch.equal(view, FRAMES[1].permute(1, 2, 0)[0]) and places.taken() == 3
     del view
     gc.collect()
-    again = shelf.put(0, FRAMES + 2)
+    again = places.put(0, FRAMES + 2)
     assert isinstance(again, Ticket) and again.place == first.place
-    assert torch.equal(shelf.take(second), FRAMES + 1)
+    assert torch.equal(places.take(second), FRAMES + 1)
 
 
-def test_what_does_not_fit_goes_the_usual_way(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shelf.put(0, FRAMES[:0]).shape == (0, 3, 4, 5)
-    monkeypatch.setattr(shelf_module, "PLACE_BYTES", FRAMES.nbytes - 1)
-    assert shelf.put(0, FRAMES) is FRAMES and shelf.taken() == 0
-    assert Shelf.made(0, 4) is None
+def test_a_fork_frees_nothing(places: SharedPlaces) -> None:
+    held = [places.take(places.put(0, FRAMES))]
+    child = os.fork()
+    if not child:
+        held.clear()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0 and places.taken() == 1
+    held.clear()
+    assert places.taken() == 0
+
+
+def test_what_does_not_fit_goes_the_usual_way(places: SharedPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert places.put(0, FRAMES[:0]).shape == (0, 3, 4, 5)
+    monkeypatch.setattr(parcels, "PLACE_BYTES", FRAMES.nbytes - 1)
+    assert places.put(0, FRAMES) is FRAMES and places.taken() == 0
+    assert SharedPlaces.made(0, 4) is None
 
 
 def test_no_room_for_addresses_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf_module, "PLACE_BYTES", 1 << 56)
-    assert Shelf.made(2, 2) is None
+    monkeypatch.setattr(parcels, "PLACE_BYTES", 1 << 56)
+    assert SharedPlaces.made(2, 2) is None
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_parcel_is_its_batch(shelf: Shelf, cached: bool) -> None:
+def test_a_parcel_is_its_batch(places: SharedPlaces, cached: bool) -> None:
     ids = torch.arange(6)
     example = Example("a", ids, ids, FRAMES, (2,))
     if cached:
         example = replace(example, cache=CachedFeatures(torch.randn(3, 4, 5).to(torch.bfloat16), (None, "key"), 1))
     batch = collate([example], pad_token_id=0, packing=True)
-    found = pickle.loads(pickle.dumps(Parcel.of(batch, shelf, 0)))
-    assert isinstance(found, Batch) and shelf.taken() == 1 + cached
+    found = pickle.loads(pickle.dumps(Parcel.of(batch, places, 0)))
+    assert isinstance(found, Batch) and places.taken() == 1 + cached
     for name in ("input_ids", "labels", "position_ids", "frames"):
         assert torch.equal(getattr(found, name), getattr(batch, name))
     assert (found.ids, found.frames_per_medium, found.lengths) == (batch.ids, batch.frames_per_medium, batch.lengths)
@@ -119,15 +131,15 @@ def test_batches_that_are_kept_stay_what_they_were() -> None:
 
     alone, two = loader(0), loader(2)
     kept = batches(two, 0)  # 48: far more than there are places
-    assert two._shelf is not None and two._shelf.taken() > 8
+    assert two._places is not None and two._places.taken() > 8
     more = batches(two, 1)
     for found, epoch in ((kept, 0), (more, 1)):
         for one, other in zip(found, batches(alone, epoch), strict=True):
             assert one.ids == other.ids and torch.equal(one.frames, other.frames)
     del kept, more, found, one, other
     gc.collect()
-    assert two._shelf.taken() == 0
+    assert two._places.taken() == 0
     for step in two.iterate(2):
         del step
-    assert two._shelf.taken() == 0
+    assert two._places.taken() == 0
     two.close()
