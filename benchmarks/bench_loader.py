@@ -1,6 +1,6 @@
 """Media on their way to a batch, from PNG and JPEG folders, MP4, tar shards and cached features: ours beside others.
 
-    python benchmarks/bench_loader.py --src png jpeg mp4 shard square raw feat --workers 2
+    python benchmarks/bench_loader.py --src png,jpeg,mp4,shard,square,raw,feat --workers 2
 
 Clips of drifting noise are made on the spot and turned into each source: shards hold JPEG whose shorter side is 224,
 square and raw are shards of `webvid.py extract --vision_backbone_id`, JPEG and not compressed. Every side runs in a
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_decode import decord, make_clip, plain_pyav, torchcodec
-from common import report
+from common import Several, report
 from loader_peers import SPEC, STORES, Material, Pass, decoder, litdata, loaded, plain, webdataset
 from PIL import Image
 
@@ -50,7 +50,7 @@ from prismatic.types import Medium
 from prismatic.webvid.frames import FrameSpec, take_frames
 
 FEATURES = (196, 384)  # patches and width of a ViT-S/16
-MORE_SECONDS = 2.0  # of CPU time, at least, between few and many epochs
+TICK = 0.01  # seconds: os.times counts hundredths
 
 
 def write_material(root: Path, clips: int, frames: int) -> None:
@@ -176,16 +176,16 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> tuple[float, flo
     return max(float(f.max()) for f in found), float(np.mean([float(f.mean()) for f in found]))
 
 
-def measure(material: Material, source: str, few: int, repeats: int) -> None:
+def measure(material: Material, source: str, few: int, seconds: float, repeats: int) -> None:
     """Gate, then every side in turn; its two lines."""
     found = dict(sides(material, source))
     truth = found["ours"](1)
     apart = {name: difference(truth, run(1)) for name, run in found.items() if name != "ours"}
-    costs = costs_of(found, few, repeats)
+    costs = costs_of(found, few, seconds, repeats)
     count = material.clips * material.frames
     more, start = {}, {}
     for name, (many, cost) in costs.items():
-        more[name] = (cost[many] - cost[few]) / (many - few) / count
+        more[name] = max(TICK, cost[many] - cost[few]) / (many - few) / count
         start[name] = cost[few] - few * count * more[name]
     told = []
     values: dict[str, Any] = {}
@@ -208,13 +208,13 @@ def measure(material: Material, source: str, few: int, repeats: int) -> None:
     report("loader", line, source=source, clips=material.clips, frames=material.frames, epochs=few, **values)
 
 
-def costs_of(found: dict[str, Pass], few: int, repeats: int) -> dict[str, tuple[int, dict[int, float]]]:
+def costs_of(found: dict[str, Pass], few: int, seconds: float, repeats: int) -> dict[str, tuple[int, dict[int, float]]]:
     """Of each side how many epochs are many, and CPU-seconds by epochs: the fewest of `repeats` turns."""
     costs: dict[str, tuple[int, dict[int, float]]] = {}
     for name, run in found.items():
         first = cpu_of(run, few)
         # The quicker a side, the more epochs, for the difference to stand out.
-        costs[name] = few + max(2, math.ceil(MORE_SECONDS * few / first)), {few: first}
+        costs[name] = few + max(2, math.ceil(seconds * few / first)), {few: first}
     for _ in range(repeats):
         for name, run in found.items():
             many, cost = costs[name]
@@ -234,18 +234,20 @@ def main() -> None:
     """Parse flags, make the material, measure each source."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ["png", "jpeg", "mp4", *STORES, "feat"]
-    parser.add_argument("--src", nargs="+", choices=known, default=known)
+    parser.add_argument("--src", action=Several, choices=known, default=known)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--frames", type=int, default=16, help="of each clip, T")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4, help="the few; many are as many more as it takes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of CPU time, by which many epochs take longer")
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_material(Path(folder), args.clips, args.frames)
         for source in args.src:
-            measure(Material(Path(folder), args.clips, args.frames, args.workers), source, args.epochs, args.repeats)
+            material = Material(Path(folder), args.clips, args.frames, args.workers)
+            measure(material, source, args.epochs, args.seconds, args.repeats)
 
 
 if __name__ == "__main__":
