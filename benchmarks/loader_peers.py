@@ -27,21 +27,18 @@ STORES: dict[str, dict[str, Any]] = {
     "raw": {"image_format": "ppm", "square": SPEC, "resize_strategy": "letterbox"},
 }
 """Shards, as `webvid.py extract` writes their frames."""
-Pass = Callable[[], list[torch.Tensor]]
-"""One pass over all clips; gives frames or features of each, in order."""
+Pass = Callable[[int], list[torch.Tensor]]
+"""So many epochs over all clips; gives frames or features of each, in order, of the last one."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """root: with a folder or file of each source. clips, frames: how many. workers: reading processes. epochs: of a
-    pass.
-    """
+    """root: with a folder or file of each source. clips, frames: how many. workers: reading processes."""
 
     root: Path
     clips: int
     frames: int
     workers: int
-    epochs: int
 
 
 class Clips(Dataset[torch.Tensor]):
@@ -59,16 +56,19 @@ class Clips(Dataset[torch.Tensor]):
 
 def loaded(material: Material, read: Callable[[int], torch.Tensor]) -> Pass:
     """A plain DataLoader of whole clips."""
-    return epochs_of(material, lambda: Clips(material.clips, read), material.workers)
+    return epochs_of(lambda: Clips(material.clips, read), material.workers)
 
 
-def epochs_of(material: Material, data: Callable[[], Dataset[Any]], workers: int) -> Pass:
-    """A pass over `data` with processes that stay for all its epochs; gives the last one."""
+def epochs_of(data: Callable[[], Dataset[Any]], workers: int) -> Pass:
+    """Passes over `data` with processes that stay for all their epochs."""
 
-    def run() -> list[torch.Tensor]:
+    def run(epochs: int) -> list[torch.Tensor]:
         more: dict[str, Any] = {"multiprocessing_context": "fork", "persistent_workers": True} if workers else {}
         loader = DataLoader(data(), batch_size=None, num_workers=workers, **more)
-        return [list(loader) for _ in range(material.epochs)][-1]
+        for _ in range(epochs - 1):
+            for _clip in loader:
+                pass
+        return list(loader)
 
     return run
 
@@ -120,7 +120,7 @@ def webdataset(material: Material, source: str) -> Pass:
         found = wds.WebDataset(str(material.root / source / "000000.tar"), shardshuffle=False, empty_check=False)
         return found.decode("pil").map(lambda sample: floated([sample[name] for name in names]))
 
-    return epochs_of(material, data, min(1, material.workers))
+    return epochs_of(data, min(1, material.workers))
 
 
 def litdata(material: Material, source: str) -> Pass:
@@ -143,4 +143,4 @@ def litdata(material: Material, source: str) -> Pass:
             item = super().__getitem__(index)
             return floated([Image.open(io.BytesIO(item[name])) for name in sorted(item)])
 
-    return epochs_of(material, lambda: Decoded(str(folder)), min(1, material.workers))
+    return epochs_of(lambda: Decoded(str(folder)), min(1, material.workers))

@@ -27,7 +27,7 @@ from prismatic.data.feature_cache import FeatureCache
 from prismatic.data.feature_cache_reader import CachedReader, ReadClip
 from prismatic.data.feature_cache_size import amount
 from prismatic.data.feature_cache_writer import FeatureWriter
-from prismatic.data.loader import quiet_worker
+from prismatic.data.loader import prepare_worker
 from prismatic.data.media import reader_of
 from prismatic.dist import World
 from prismatic.models.checkpoints import apply_weights
@@ -124,7 +124,7 @@ def _fill(
         sampler=groups,  # type: ignore[arg-type]  a batch of clips at a time
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=quiet_worker,
+        worker_init_fn=prepare_worker,
         multiprocessing_context=method if workers else None,
     )
     with tqdm(total=len(media), unit="clip", desc="features", disable=not dist.rank_zero()) as bar:

@@ -118,9 +118,10 @@ class Example:
     """One tokenized sample with its pixels; its length is exact before any device is touched.
 
     input_ids: int64 [S], VISUAL_SLOT where a visual embedding goes (sum of N over its media). labels: int64 [S].
-    frames: uint8 [F, 3, R, R], F = sum(frames_per_medium), possibly 0. frames_per_medium: T of each clip, in the order
-    in which their slots stand. skipped: samples that this one replaces. cache: with a feature cache, which clips it
-    has; `frames` then holds those of the others alone.
+    frames: uint8 [F, 3, R, R], F = sum(frames_per_medium), possibly 0, in any order of memory (`resize` leaves the
+    colours of a pixel together). frames_per_medium: T of each clip, in the order in which their slots stand. skipped:
+    samples that this one replaces. cache: with a feature cache, which clips it has; `frames` then holds those of the
+    others alone.
     """
 
     id: str

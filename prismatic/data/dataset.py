@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from prismatic.data.annotations import AnnotationError, check_media
 from prismatic.data.feature_cache_reader import CachedReader, join_clips
-from prismatic.data.media import MediaReader
+from prismatic.data.media import MediaReader, joined
 from prismatic.data.rows import RecordRows
 from prismatic.data.sizes import RowSizes, Shape, TextFit, media_of, sizes_of, text_bytes
 from prismatic.data.tokenize import Tokenized, tokenize_chat
@@ -226,8 +226,7 @@ class ClipDataset(Dataset[Example]):
             frames, cache = join_clips(found)
             return frames, tuple(clip.num_frames for clip in found), cache
         clips = [self.read.read(medium, rng) for medium in record.media]
-        frames = torch.cat(clips) if len(clips) > 1 else next(iter(clips), None)
-        return frames, tuple(len(clip) for clip in clips), None
+        return joined(clips), tuple(len(clip) for clip in clips), None
 
     def _tokenized(self, record: Record, media_tokens: Sequence[int]) -> Tokenized:
         """Raises ContextError, ZeroLabelsError or ValueError."""

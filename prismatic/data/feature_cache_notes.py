@@ -28,7 +28,7 @@ import numpy as np
 from prismatic.types import Medium
 from prismatic.video.clip import MediaError
 from prismatic.video.sampling import ClipFacts
-from prismatic.video.shards import ShardEntry, find_in_shard, index_path, is_shard_path, read_span, split_shard_path
+from prismatic.video.shards import ShardEntry, find_in_shard, index_path, is_shard_path, read_spans, split_shard_path
 from prismatic.video.storage import is_url
 
 FRESH_SECONDS = 2.0
@@ -173,8 +173,7 @@ def _content(medium: Medium) -> str:
 def _shard_parts(path: str, entry: ShardEntry) -> Iterator[bytes]:
     tar = split_shard_path(path)[0]
     yield json.dumps([entry.extension, entry.manifest and dict(entry.manifest)], sort_keys=True).encode()
-    for span in entry.frames if entry.video is None else (entry.video,):
-        yield read_span(path, tar, span)
+    yield from read_spans(path, tar, entry.frames if entry.video is None else (entry.video,))
 
 
 def _file_digest(path: str) -> bytes:

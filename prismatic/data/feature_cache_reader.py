@@ -13,7 +13,7 @@ import torch
 from prismatic.data.feature_cache import FeatureCache, FeatureCacheError
 from prismatic.data.feature_cache_entry import DamagedEntryError
 from prismatic.data.feature_cache_notes import identify, is_as_before, remember_facts, remembered_facts
-from prismatic.data.media import MediaReader
+from prismatic.data.media import MediaReader, joined
 from prismatic.types import CachedFeatures, Medium
 from prismatic.video.decode import open_video
 from prismatic.video.frame_folder import open_frames
@@ -138,8 +138,8 @@ def join_clips(clips: Sequence[ReadClip]) -> tuple[torch.Tensor | None, CachedFe
     """(frames uint8 [F, 3, R, R] of the clips that the cache does not have, None without any; the rest)."""
     frames = [clip.frames for clip in clips if clip.frames is not None]
     features = [clip.features for clip in clips if clip.features is not None]
-    return torch.cat(frames) if frames else None, CachedFeatures(
-        features=torch.cat(features) if features else None,
+    return joined(frames), CachedFeatures(
+        features=joined(features),
         keys=tuple(None if clip.features is not None else clip.key for clip in clips),
         damaged=sum(clip.damaged for clip in clips),
     )

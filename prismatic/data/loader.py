@@ -6,26 +6,30 @@ there, nothing is read again.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from prismatic.data import plan
 from prismatic.data.dataset import FILLER_LENGTH, Position, SampleError
 from prismatic.data.largest import Batching, largest_rows
 from prismatic.data.order import EpochOrder
+from prismatic.data.parcels import Parcel, SharedPlaces
 from prismatic.data.watch import ReadingWatch
 from prismatic.types import Batch, Example
 
@@ -34,6 +38,7 @@ Collate = Callable[[list[Example]], Batch]
 
 log = logging.getLogger(__name__)
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAX_RESTARTS = 3  # of the reading processes without a step between them
 
 
@@ -73,6 +78,7 @@ class StepLoader:
     packing: bool = False
     prefetch: int = 2
     _schedule: _Schedule = field(init=False, repr=False)
+    _places: SharedPlaces | None = field(init=False, repr=False)
     _loader: DataLoader[Batch | _Failure] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -216,18 +222,23 @@ class StepLoader:
         # HF tokenizers warn at every fork otherwise; ours never tokenize batches, so nothing is lost.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         workers: dict[str, Any] = {}
+        self._places = None
         if self.num_workers:
+            # Of each process: what waits, and of this step and the one before what it has read; pixels and features.
+            places = 2 * (self.prefetch + 1 + 2 * -(-self.micro_batches // self.num_workers))
+            self._places = SharedPlaces.made(self.num_workers, places)
+            _mallopt()  # found before a fork: behind it the dynamic linker may be locked by a thread that is not there
             # Forked, so that records, tokenizer and code are shared. The children never touch CUDA.
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
             workers = {"multiprocessing_context": method, "persistent_workers": True}
             workers["prefetch_factor"] = self.prefetch
         return DataLoader(
-            _MicroBatches(self.dataset, self.collate),
+            _MicroBatches(self.dataset, self.collate, self._places),
             sampler=self._schedule,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=quiet_worker,
+            worker_init_fn=prepare_worker,
             # Without one of its own, the loader would draw from the global generator: a trace in reproducible runs.
             generator=torch.Generator(),
             **workers,
@@ -244,14 +255,16 @@ class _Failure:
 class _MicroBatches(Dataset[Any]):
     """Micro-batches by the positions of their examples; what workers run."""
 
-    def __init__(self, dataset: Examples, collate: Collate) -> None:
-        self.dataset, self.collate = dataset, collate
+    def __init__(self, dataset: Examples, collate: Collate, places: SharedPlaces | None) -> None:
+        self.dataset, self.collate, self.places = dataset, collate, places
 
-    def __getitem__(self, positions: Positions) -> Batch | _Failure:
+    def __getitem__(self, positions: Positions) -> Batch | Parcel | _Failure:
         try:
-            return self.collate([self.dataset[position] for position in positions])
+            batch = self.collate([self.dataset[position] for position in positions])
         except SampleError as error:
             return _Failure(str(error))
+        worker = get_worker_info()
+        return batch if self.places is None or worker is None else Parcel.of(batch, self.places, worker.id)
 
 
 class _Schedule(Sampler[Positions]):
@@ -264,7 +277,31 @@ class _Schedule(Sampler[Positions]):
         return self.positions
 
 
-def quiet_worker(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
+    """What a reading process does first."""
+    _be_quiet()
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Tells glibc to keep what is freed for the next clip.
+
+    It hands megabytes back to the kernel otherwise, and their pages are cleared and mapped again, one by one: as much
+    time as reading a clip that is stored as it is needed.
+    """
+    mallopt = _mallopt()
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # bytes; no more is allowed
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    """glibc's; None in other company."""
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+
+
+def _be_quiet() -> None:
     """Signals in a reading process: Ctrl-C, and a SIGTERM that is not from the main process, are not its business.
 
     A launcher signals the whole process group, and the main process then still saves; a reading process that dies

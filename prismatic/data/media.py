@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,11 @@ class MediaReader:
                 return clip.get(np.arange(len(clip)))
         with open_video(medium.paths[0], self.decoder) as clip:
             return clip.get(self.choose(ClipFacts.of(clip), medium, rng))
+
+
+def joined(clips: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Frames or features of several clips one after another; None of none. Those of one are not copied."""
+    return torch.cat(tuple(clips)) if len(clips) > 1 else next(iter(clips), None)
 
 
 def reader_of(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch.utils.data import get_worker_info
 
 from prismatic.types import IGNORE_INDEX, Batch, CachedFeatures, Example
 
@@ -43,7 +41,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         input_ids=input_ids,
         labels=labels,
         position_ids=position_ids,
-        frames=_joined([example.frames for example in examples]),
+        frames=torch.cat([example.frames for example in examples]),
         frames_per_medium=tuple(count for example in examples for count in example.frames_per_medium),
         packed=packing and len(examples) > 1,
         ids=tuple(example.id for example in examples),
@@ -53,18 +51,3 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         cache=CachedFeatures.join(cached) if cached else None,
         fillers=learned.count(False),
     )
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """`parts` one after another. In a reading process, in the memory that the training process gets them in: pictures
-    are most of a batch, and would otherwise be copied once more on their way.
-    """
-    if get_worker_info() is None:
-        return torch.cat(parts)
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    count = math.prod(shape)
-    if not count:
-        return torch.cat(parts)
-    storage = torch.UntypedStorage._new_shared(count * parts[0].element_size())
-    joined = torch.empty(0, dtype=parts[0].dtype).set_(storage).resize_(shape)
-    return torch.cat(parts, out=joined)

@@ -91,7 +91,8 @@ class Clip(ABC):
         wanted, places = np.unique(order, return_inverse=True)
         done = 0
         for rank, frame in enumerate(self._read(wanted.tolist())):
-            frames[places == rank] = frame
+            for place in np.flatnonzero(places == rank):
+                frames[place] = frame
             done += 1
         assert done == len(wanted), f"{type(self).__name__} gave {done} frames for {len(wanted)}"
         return frames

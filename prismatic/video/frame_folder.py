@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from prismatic.video.clip import Clip, MediaError
-from prismatic.video.images import IMAGE_EXTENSIONS, image_size, read_image
+from prismatic.video.images import IMAGE_EXTENSIONS, read_image
 from prismatic.video.storage import join, list_names, read_bytes
 
 DECODER = "frame-folder"
@@ -30,13 +30,20 @@ class PictureClip(Clip):
     black, so that its proportions stay.
     """
 
+    def __init__(self, source: object, decoder: str, *, timestamps: np.ndarray, fps: float) -> None:
+        # Read whole: of a PNG even the orientation, and so the size, may stand behind the pixels.
+        self._first = next(self._pictures([0]))
+        height, width = self._first.shape[:2]
+        super().__init__(source, decoder, timestamps=timestamps, fps=fps, size=(width, height))
+
     @abstractmethod
-    def _picture(self, index: int) -> np.ndarray:
-        """One picture, uint8 [H, W, 3], in its own size."""
+    def _pictures(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """Pictures uint8 [H, W, 3] in turn, each in its own size."""
 
     def _read(self, indices: list[int]) -> Iterator[np.ndarray]:
-        for index in indices:
-            yield self._fit(self._picture(index))
+        if indices[0] == 0:
+            yield self._first
+        yield from map(self._fit, self._pictures([index for index in indices if index]))
 
     def _fit(self, frame: np.ndarray) -> np.ndarray:
         height, width = frame.shape[:2]
@@ -55,11 +62,11 @@ class ImageListClip(PictureClip):
     """Frames from image files, local or by URL."""
 
     def __init__(self, source: object, paths: Sequence[str], *, timestamps: np.ndarray, fps: float) -> None:
-        super().__init__(source, DECODER, timestamps=timestamps, fps=fps, size=image_size(paths[0]))
         self.paths = tuple(paths)
+        super().__init__(source, DECODER, timestamps=timestamps, fps=fps)
 
-    def _picture(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])[0]
+    def _pictures(self, indices: list[int]) -> Iterator[np.ndarray]:
+        return (read_image(self.paths[index])[0] for index in indices)
 
 
 def open_frames(paths: Sequence[str | os.PathLike[str]]) -> Clip:

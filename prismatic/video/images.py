@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ PICTURE_EXTENSIONS = IMAGE_EXTENSIONS | {".gif", ".tif", ".tiff"}
 """Extensions of a path that names one picture."""
 
 DECODER = "image"
+
+_PPM = re.compile(rb"P6\s(\d{1,9})\s(\d{1,9})\s255\s")
 
 # What Pillow raises on junk besides its own errors, which are OSErrors; found by fuzzing PNG, JPEG, GIF, TIFF and WebP.
 _BAD_IMAGE = (
@@ -38,16 +41,6 @@ _BAD_IMAGE = (
 )
 
 
-def image_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple[int, int]:
-    """Width and height as shown (EXIF orientation counted), from the header alone. Raises MediaError.
-
-    data: the file's bytes, where `path` is only a name for them.
-    """
-    with _opened(path, data) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: the orientation tag
-        return (image.height, image.width) if turned else image.size
-
-
 def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.ndarray:
     """One picture as uint8 [1, H, W, 3] RGB: a clip of one frame. path: a file, or a URL that fsspec understands.
 
@@ -55,9 +48,26 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
     first picture is taken; 16-bit grey is scaled to 8. data: the file's bytes, where `path` is only a name for them.
     Raises MediaError for a file that is missing, no image, damaged, or larger than MAX_PIXELS.
     """
+    if data is None and os.fspath(path).endswith(".ppm"):
+        with suppress(OSError):  # which is told below
+            data = read_bytes(path)
+    if data is not None and (pixels := _bare_pixels(path, data)) is not None:
+        return pixels
     with _opened(path, data) as image:
         ImageOps.exif_transpose(image, in_place=True)  # otherwise an upright picture is copied, too
         return np.asarray(_to_rgb(image))[None]
+
+
+def _bare_pixels(path: str | os.PathLike[str], data: bytes) -> np.ndarray | None:
+    """uint8 [1, H, W, 3], not a copy, of a PPM as every program writes it; None for what Pillow is needed for."""
+    head = _PPM.match(data)
+    if head is None:
+        return None
+    width, height = map(int, head.groups())
+    check_size(path, DECODER, width, height)
+    if len(data) < head.end() + height * width * 3:
+        return None
+    return np.frombuffer(data, np.uint8, height * width * 3, head.end()).reshape(1, height, width, 3)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from prismatic.video.clip import Clip, MediaError
 from prismatic.video.frame_folder import UNKNOWN_FPS, PictureClip, frame_times
-from prismatic.video.images import IMAGE_EXTENSIONS, image_size, read_image
+from prismatic.video.images import IMAGE_EXTENSIONS, read_image
 from prismatic.video.storage import open_bytes, read_bytes, size_of
 
 DECODER = "shard"
@@ -74,7 +74,8 @@ def open_shard(path: str) -> Clip | tuple[bytes, str]:
     entry = find_in_shard(path)
     if entry.video is None:
         return ShardClip(path, entry)
-    return read_span(path, split_shard_path(path)[0], entry.video), f"x.{entry.extension}"
+    (data,) = read_spans(path, split_shard_path(path)[0], [entry.video])
+    return data, f"x.{entry.extension}"
 
 
 def read_index(tar: str) -> Mapping[str, ShardEntry]:
@@ -158,29 +159,29 @@ class ShardClip(PictureClip):
     def __init__(self, path: str, entry: ShardEntry) -> None:
         if not entry.frames:
             raise MediaError(path, DECODER, "the shard holds neither frames nor a video of it")
-        self._tar = split_shard_path(path)[0]
+        self._path, self._tar = path, split_shard_path(path)[0]
         self._spans = entry.frames
         timestamps, fps = np.arange(len(entry.frames), dtype=np.float64) / UNKNOWN_FPS, UNKNOWN_FPS
         if entry.manifest is not None:
             timestamps, fps = frame_times(entry.manifest, len(entry.frames), path)
-        first = read_span(path, self._tar, entry.frames[0])
-        super().__init__(path, DECODER, timestamps=timestamps, fps=fps, size=image_size(path, first))
+        super().__init__(path, DECODER, timestamps=timestamps, fps=fps)
 
-    def _picture(self, index: int) -> np.ndarray:
-        return read_image(self.source, read_span(self.source, self._tar, self._spans[index]))[0]
+    def _pictures(self, indices: list[int]) -> Iterator[np.ndarray]:
+        for data in read_spans(self._path, self._tar, [self._spans[index] for index in indices]):
+            yield read_image(self._path, data)[0]
 
 
-def read_span(path: str, tar: str, span: Span) -> bytes:
-    """The bytes of one member of a shard. Raises MediaError."""
-    offset, size = span
-    if not 0 <= size <= MAX_MEMBER_BYTES or offset < 0:
-        raise MediaError(path, DECODER, f"a member of {size} bytes at {offset} cannot be")
+def read_spans(path: str, tar: str, spans: Iterable[Span]) -> Iterator[bytes]:
+    """The bytes of members of a shard, which is opened once. Raises MediaError."""
     try:
         with open_bytes(tar) as file:
-            file.seek(offset)
-            data = file.read(size)
+            for offset, size in spans:
+                if not 0 <= size <= MAX_MEMBER_BYTES or offset < 0:
+                    raise MediaError(path, DECODER, f"a member of {size} bytes at {offset} cannot be")
+                file.seek(offset)
+                data = file.read(size)
+                if len(data) != size:
+                    raise MediaError(path, DECODER, f"the shard is cut short: {len(data)} of {size} bytes at {offset}")
+                yield data
     except OSError as error:
         raise MediaError(path, DECODER, f"cannot be read ({error.strerror or error})") from error
-    if len(data) != size:
-        raise MediaError(path, DECODER, f"the shard is cut short: {len(data)} of {size} bytes at {offset}")
-    return data

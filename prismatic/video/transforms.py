@@ -1,9 +1,9 @@
 """Frames to the square uint8 input of a vision backbone. Normalising is the backbone's own work, on its device.
 
 Every strategy does the pixel work of timm's and torchvision's transforms on Pillow images, and through Pillow, so it is
-equal bit for bit: 0.95 ms (bilinear) or 1.5 ms (bicubic) a frame from 640 x 360 to 224 on one core. Torch's antialiased
-uint8 kernel takes a ninth of that, but strays by 2/255 on a few pixels in a million with either filter (it rounds its
-weights to 16 bits), and decoding the frame takes longer than both.
+equal bit for bit: 1.5 ms a frame (bicubic, letterbox) from 596 x 336 to 224 on one core. Torch's antialiased uint8
+kernel takes a ninth of that, but strays by 2/255 on a few pixels in a million (it rounds its weights to 16 bits). In
+fp32, torch's kernel or a product with banded matrices takes 0.8 to 1.0 ms, which is no gain worth other pixels.
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ INTERPOLATIONS = {
 
 
 def resize(frames: np.ndarray, spec: ImageSpec, strategy: str) -> torch.Tensor:
-    """Frames uint8 [T, H, W, 3] to uint8 [T, 3, R, R], contiguous, by a strategy of RESIZES.
+    """Frames uint8 [T, H, W, 3] to uint8 [T, 3, R, R] by a strategy of RESIZES.
 
-    Raises ValueError for frames of another type or shape, an unknown strategy or interpolation.
+    In memory the colours of a pixel stay together ([T, R, R, 3]): planes are made on the device, with the normalising.
+    Frames that need no scaling share their memory with the result. Raises ValueError for frames of another type or
+    shape, an unknown strategy or interpolation.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be uint8 [T, H, W, 3] and not empty, got {frames.dtype} {list(frames.shape)}")
     if spec.interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got '{spec.interpolation}'")
-    return RESIZES.get(strategy)(frames, spec).contiguous()
+    return RESIZES.get(strategy)(frames, spec)
 
 
 @RESIZES.register("resize-naive")
 def resize_naive(frames: np.ndarray, spec: ImageSpec) -> torch.Tensor:
     """Squeeze the whole picture into the square; proportions are lost."""
-    return _scale(frames, spec.resolution, spec.resolution, spec.interpolation)
+    return _fitted(frames, (spec.resolution, spec.resolution), spec)
 
 
 @RESIZES.register("resize-crop")
 def resize_crop(frames: np.ndarray, spec: ImageSpec) -> torch.Tensor:
     """Scale the shorter side to floor(R / crop_pct), then cut the square out of the middle, as timm evaluates."""
-    size = _scaled_size(*frames.shape[1:3], spec)
-    return _middle(_scale(frames, *size, spec.interpolation), spec.resolution)
+    return _fitted(frames, _scaled_size(*frames.shape[1:3], spec), spec)
 
 
 @RESIZES.register("letterbox")
@@ -68,17 +69,7 @@ def letterbox(frames: np.ndarray, spec: ImageSpec) -> torch.Tensor:
     """
     height, width = frames.shape[1:3]
     down, across = (max(height, width) - height) // 2, (max(height, width) - width) // 2
-    if not down and not across:
-        return resize_crop(frames, spec)
-    size = _scaled_size(height + 2 * down, width + 2 * across, spec)
-    if down and spec.interpolation != "nearest":
-        # Pillow scales across first, into whole levels, then down. Rows of one colour need no scaling across, so they
-        # may as well come between the two: half of the work, and the same bits.
-        frames, width = _scaled(frames, height, size[1], spec.interpolation), size[1]
-    padded = np.empty((len(frames), height + 2 * down, width + 2 * across, 3), np.uint8)
-    padded[:] = [int(255 * mean) for mean in spec.mean]
-    padded[:, down : down + height, across : across + width] = frames
-    return _middle(_scale(padded, *size, spec.interpolation), spec.resolution)
+    return _fitted(frames, _scaled_size(height + 2 * down, width + 2 * across, spec), spec, (down, across))
 
 
 def _scaled_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
@@ -88,22 +79,35 @@ def _scaled_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
     return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
 
 
-def _middle(frames: torch.Tensor, side: int) -> torch.Tensor:
-    """The square in the middle of frames [T, 3, H, W]."""
-    top, left = round((frames.shape[2] - side) / 2.0), round((frames.shape[3] - side) / 2.0)
-    return frames[:, :, top : top + side, left : left + side]
-
-
-def _scale(frames: np.ndarray, height: int, width: int, interpolation: str) -> torch.Tensor:
-    """uint8 [T, 3, height, width], antialiased when it gets smaller (but for "nearest")."""
-    if frames.shape[1:3] == (height, width):
+def _fitted(
+    frames: np.ndarray, size: tuple[int, int], spec: ImageSpec, margins: tuple[int, int] = (0, 0)
+) -> torch.Tensor:
+    """Frames with margins of the mean colour above and below, left and right, scaled to `size` (height, width),
+    antialiased where that is smaller (but for "nearest"), and of that the square in the middle: uint8 [T, 3, R, R].
+    """
+    side = spec.resolution
+    if frames.shape[1:3] == size == (side, side):
         return torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
-    return torch.from_numpy(_scaled(frames, height, width, interpolation)).permute(0, 3, 1, 2)
+    fitted = np.empty((len(frames), side, side, 3), np.uint8)
+    for source, target in zip(frames, fitted, strict=True):
+        target[:] = np.asarray(_fit(Image.fromarray(source), size, spec, margins))
+    return torch.from_numpy(fitted).permute(0, 3, 1, 2)
 
 
-def _scaled(frames: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [T, height, width, 3]."""
-    scaled = np.empty((len(frames), height, width, 3), np.uint8)
-    for source, target in zip(frames, scaled, strict=True):
-        target[:] = np.asarray(Image.fromarray(source).resize((width, height), INTERPOLATIONS[interpolation]))
-    return scaled
+def _fit(image: Image.Image, size: tuple[int, int], spec: ImageSpec, margins: tuple[int, int]) -> Image.Image:
+    (height, width), (down, across), side = size, margins, spec.resolution
+    kernel = INTERPOLATIONS[spec.interpolation]
+    if down and spec.interpolation != "nearest":
+        # Pillow scales a square across first, into whole levels, then down. Rows of one colour need no scaling across,
+        # so they may as well come between the two: half of the work, and the same bits.
+        image = image.resize((width, image.height), kernel)
+    if down or across:
+        red, green, blue = (int(255 * mean) for mean in spec.mean)
+        canvas = Image.new("RGB", (image.width + 2 * across, image.height + 2 * down), (red, green, blue))
+        canvas.paste(image, (across, down))
+        image = canvas
+    image = image.resize((width, height), kernel)
+    if (height, width) == (side, side):
+        return image
+    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
+    return image.crop((left, top, left + side, top + side))

@@ -22,7 +22,7 @@ IN_SMALL = {
     "generate": "--config tiny --T 1,2 --bs 1,2 --new 4 --repeats 1",
     "import": "--repeats 1",
     "index": "--n 40k",
-    "loader": "--src png feat --clips 1 --frames 2 --epochs 1 --repeats 1 --workers 1",
+    "loader": "--src png,feat --clips 1 --frames 2 --epochs 1 --seconds 0 --repeats 1 --workers 1",
     "memory": "--T 1,4 --recompute none",
     "pack": "--mix 1,4,8,16 --per_frame 4 --global_batch 4 --batch 2 --examples 8 --width 64 --repeats 1",
     "scaling": "--T 1..2 --repeats 1",

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from prismatic.video import clip as clip_module
-from prismatic.video.decode import MediaError, read_image
-from prismatic.video.images import image_size
+from prismatic.video.decode import MediaError, open_frames, read_image
 
 
 def gradient() -> np.ndarray:
@@ -45,8 +44,27 @@ def test_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn clockwise
     Image.fromarray(gradient()).save(tmp_path / "photo.png", exif=exif)
-    assert image_size(tmp_path / "photo.png") == (40, 60)
+    with open_frames([tmp_path / "photo.png"]) as photo:
+        assert (photo.width, photo.height) == (40, 60)
     assert np.array_equal(read_image(tmp_path / "photo.png")[0], np.rot90(gradient(), -1))
+
+
+def test_bare_pixels(tmp_path: Path) -> None:
+    pixels, path = gradient(), tmp_path / "plain.ppm"
+    Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    for text in (whole, whole + b"more", whole.replace(b"P6\n", b"P6 # a remark\n"), b"P6 60\t40\n255\r" + whole[13:]):
+        path.write_bytes(text)
+        assert np.array_equal(read_image(path)[0], pixels)
+        assert np.array_equal(read_image("in a shard", text)[0], pixels)
+    shared = read_image("in a shard", whole)
+    assert not shared.flags.owndata and not shared.flags.writeable
+    for text in (whole[:-1], whole.replace(b"60 40", b"0 40"), whole.replace(b"60 40", b"99999 99999"), b"P6\n60"):
+        path.write_bytes(text)
+        with pytest.raises(MediaError, match="plain"):
+            read_image(path)
+    (tmp_path / "few.ppm").write_bytes(b"P6\n2 1\n3\n\0\1\2\3\0\1")
+    assert read_image(tmp_path / "few.ppm")[0, 0].tolist() == [[0, 85, 170], [255, 0, 85]]
 
 
 def test_transparency_is_dropped(tmp_path: Path) -> None:

@@ -61,4 +61,6 @@ def normalise(frames: torch.Tensor, spec: ImageSpec) -> torch.Tensor:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != (3, R, R):
         raise ValueError(f"frames must be uint8 [F, 3, {R}, {R}], got {frames.dtype} {list(frames.shape)}")
     scale, shift = _scale_and_shift(spec.mean, spec.std, frames.device)
-    return torch.addcmul(shift, frames.float(), scale)
+    # Pixels may come row by row with their three colours together: the planes of the result are apart, always.
+    floats = frames.to(torch.float32, memory_format=torch.contiguous_format)
+    return torch.addcmul(shift, floats, scale)
