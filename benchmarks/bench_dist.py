@@ -1,7 +1,7 @@
 """What spreading over processes costs: FSDP2 in one process beside the plain module, and two gloo processes.
 
     python benchmarks/bench_dist.py                       # configuration A, a few minutes
-    python benchmarks/bench_dist.py --config tiny
+    python benchmarks/bench_dist.py --config tiny --nproc 1,2
 
 The gate: the gradients of a step are the same, to 1e-6 of the largest of each weight, from the plain module, from one
 process and from two, over examples of unlike lengths (1, 2 and 4 frames). Imbalance is told twice: CPU-seconds of the
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import best_of, report  # first: it quietens threads that wait
+from common import Several, best_of, report  # first: it quietens threads that wait
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,6 +48,8 @@ FRAMES = (1, 4, 2, 4, 1, 4, 4, 2)
 GLOBAL, PER_DEVICE = 8, 2  # one step, whose work can be halved
 LABELS = 40  # of an example
 TOLERANCE = 1e-6
+Gradients = dict[str, torch.Tensor]
+Steps = list[list[Batch]]
 
 
 def stage() -> StageConfig:
@@ -63,7 +65,7 @@ def prepared(config: str) -> Any:
     return vlm
 
 
-def read_steps(vlm: Any, folder: Path, world: dist.World) -> list[list[Batch]]:
+def read_steps(vlm: Any, folder: Path, world: dist.World) -> Steps:
     """This process's micro-batches of each step, read before anything is measured."""
     dataset = build_dataset(vlm, folder / "clips.json")
     loader = StepLoader(
@@ -117,7 +119,7 @@ class ShardedSteps:
         self.stepper.update(self.backward(batches))
 
 
-def gradients(vlm: nn.Module) -> dict[str, torch.Tensor]:
+def gradients(vlm: nn.Module) -> Gradients:
     """Whole gradients by name; clears them. Every process calls it."""
     found = {name: p.grad for name, p in trained(vlm).items() if p.grad is not None}
     whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
@@ -125,7 +127,7 @@ def gradients(vlm: nn.Module) -> dict[str, torch.Tensor]:
     return {name: gradient.clone() for name, gradient in whole.items()}
 
 
-def difference(ours: dict[str, torch.Tensor], peer: dict[str, torch.Tensor]) -> float:
+def difference(ours: Gradients, peer: Gradients) -> float:
     """The largest difference, as a share of the largest number of its weight's gradient."""
     assert ours.keys() == peer.keys()
     return max(float((ours[n] - g).abs().max() / g.abs().max().clamp(min=1e-12)) for n, g in peer.items())
@@ -209,6 +211,7 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="A", choices=list(WORKLOADS), help="workload.py has their sizes")
+    parser.add_argument("--nproc", action=Several, read=int, choices=[1, 2], default=[1, 2], help="processes")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each; the best counts")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -217,26 +220,32 @@ def main() -> None:
         work(json.loads(args.worker))
         return
     with tempfile.TemporaryDirectory() as name:
-        measure(args.config, args.repeats, Path(name))
+        measure(args.config, args.repeats, args.nproc, Path(name))
 
 
-def measure(config: str, repeats: int, folder: Path) -> None:
-    """One process beside the plain module, then two processes."""
+def measure(config: str, repeats: int, processes: Sequence[int], folder: Path) -> None:
+    """One process beside the plain module, and two processes, as asked for."""
     write_clips(folder / "clips", FRAMES)
     world = dist.start("cpu")
     vlm = prepared(config)
     steps = read_steps(vlm, folder / "clips", world)
-    plain, ours = PlainSteps(vlm), ShardedSteps(copy.deepcopy(vlm), world)
+    plain = PlainSteps(vlm)
+    sharded = copy.deepcopy(vlm) if 1 in processes else None
     plain.backward(steps[0])
-    ours.backward(steps[0])
     expected = gradients(plain.vlm)
-    alone = difference(gradients(ours.vlm), expected)
-    pair = run_pair(config, repeats, folder)
-    two = difference(torch.load(folder / "gradients.pt", weights_only=True), expected)
-    if max(alone, two) > TOLERANCE:
-        raise SystemExit(f"the gradients differ: by {alone:.2g} in one process, by {two:.2g} in two")
-    for steps_ in (plain, ours):
-        steps_.step(steps[0])  # Allocations and optimizer states of the first step
+    plain.step(steps[0])  # Allocations and optimizer states of the first step
+    if sharded is not None:
+        in_one(config, plain, ShardedSteps(sharded, world), steps, expected, repeats)
+    if 2 in processes:
+        in_two(config, llm_cost(vlm.llm_backbone), expected, repeats, folder)
+    dist.stop()
+
+
+def in_one(config: str, plain: PlainSteps, ours: ShardedSteps, steps: Steps, expected: Gradients, repeats: int) -> None:
+    """What FSDP2 costs where there is nothing to share."""
+    ours.backward(steps[0])
+    equal = _gate(gradients(ours.vlm), expected)
+    ours.step(steps[0])
 
     def epoch(kind: PlainSteps | ShardedSteps) -> None:
         for batches in steps:
@@ -244,31 +253,52 @@ def measure(config: str, repeats: int, folder: Path) -> None:
 
     (_, peer), (_, own) = best_of(repeats, lambda: epoch(plain), lambda: epoch(ours))
     overhead = own.cpu / peer.cpu - 1
-    cpu, flops = ([rank[name] for rank in pair["ranks"]] for name in ("cpu", "flops"))
-    packed, padded = (planned_imbalance(llm_cost(vlm.llm_backbone), packing) for packing in (True, False))
     report(
         "dist",
         f"config {config}: FSDP2 in one process {own.cpu / len(steps):.3f} CPU-s a step, plain module "
-        f"{peer.cpu / len(steps):.3f}: {overhead:+.1%} (target 5 %); two processes {cpu[0]:.3f} and {cpu[1]:.3f} CPU-s "
-        f"each ({apart(cpu):.1%} apart; their FLOPs {apart(flops):.1%}), {pair['sent'] / 2**20:.1f} MiB handed to "
-        f"collectives a step and process; two processes over mixed 1/4/8/16 frames, packed: positions "
-        f"{packed['positions']:.2%} apart on average, FLOPs {packed['flops']:.2%} (at most {packed['worst']:.1%}), "
-        f"padded {padded['positions']:.1%} and {padded['flops']:.1%} (target 3 %); equal to {max(alone, two):.1g}; "
+        f"{peer.cpu / len(steps):.3f}: {overhead:+.1%} (target 5 %); gradients equal to {equal:.1g}; "
         f"{own.busy:.0%} of the cores in use meanwhile",
         config=config,
+        processes=1,
         overhead=overhead,
         ours_cpu=own.cpu / len(steps),
         plain_cpu=peer.cpu / len(steps),
+        gradient_difference=equal,
+        busy=own.busy,
+    )
+    vars(ours).clear()  # see dist.stop
+
+
+def in_two(config: str, cost: LLMCost, expected: Gradients, repeats: int, folder: Path) -> None:
+    """How equal the shares of two processes are, and what they send."""
+    pair = run_pair(config, repeats, folder)
+    equal = _gate(torch.load(folder / "gradients.pt", weights_only=True), expected)
+    cpu, flops = ([rank[name] for rank in pair["ranks"]] for name in ("cpu", "flops"))
+    packed, padded = (planned_imbalance(cost, packing) for packing in (True, False))
+    report(
+        "dist",
+        f"config {config}: two processes {cpu[0]:.3f} and {cpu[1]:.3f} CPU-s a step ({apart(cpu):.1%} apart; their "
+        f"FLOPs {apart(flops):.1%}), {pair['sent'] / 2**20:.1f} MiB handed to collectives a step and process; over "
+        f"mixed 1/4/8/16 frames, packed: positions {packed['positions']:.2%} apart on average, FLOPs "
+        f"{packed['flops']:.2%} (at most {packed['worst']:.1%}), padded {padded['positions']:.1%} and "
+        f"{padded['flops']:.1%} (target 3 %); gradients equal to {equal:.1g}",
+        config=config,
+        processes=2,
         two_process_cpu=cpu,
         two_process_flops=flops,
         imbalance_cpu=apart(cpu),
         imbalance_packed=packed,
         imbalance_padded=padded,
         mib_sent=pair["sent"] / 2**20,
-        gradient_difference=max(alone, two),
-        busy=own.busy,
+        gradient_difference=equal,
     )
-    dist.stop(ours)
+
+
+def _gate(found: Gradients, expected: Gradients) -> float:
+    worst = difference(found, expected)
+    if worst > TOLERANCE:
+        raise SystemExit(f"the gradients differ by {worst:.2g}: no figures")
+    return worst
 
 
 def run_pair(config: str, rounds: int, folder: Path) -> dict[str, Any]:
