@@ -4,8 +4,8 @@
     python benchmarks/bench_dist.py --config tiny --nproc 1,2
 
 The gate: the gradients of a step are the same, to 1e-6 of the largest of each weight, from the plain module, from one
-process and from two, over examples of unlike lengths (1, 2 and 4 frames). Imbalance is measured twice: positions that
-the loader gives to two processes over an epoch of mixed 1/4/8/16 frames, and CPU-seconds of the two processes.
+process and from two, over examples of unlike lengths (1, 2 and 4 frames). Imbalance is told twice: CPU-seconds of the
+two processes beside the FLOPs planned for them, and what is planned over an epoch of mixed 1/4/8/16 frames.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ from prismatic.data.order import EpochOrder
 from prismatic.data.pack import collate
 from prismatic.models.llm.attention import use_attention
 from prismatic.train import fsdp
+from prismatic.train.flops import LLMCost, StepFlops, llm_cost
 from prismatic.train.optim import build_optimizer
 from prismatic.train.signals import StopSignals
 from prismatic.train.step import Stepper
 from prismatic.types import Batch
 
 FRAMES = (1, 4, 2, 4, 1, 4, 4, 2)
-GLOBAL, PER_DEVICE = 4, 2
+GLOBAL, PER_DEVICE = 8, 2  # one step, whose work can be halved
+LABELS = 40  # of an example
 TOLERANCE = 1e-6
 Gradients = dict[str, torch.Tensor]
 Steps = list[list[Batch]]
@@ -153,7 +155,7 @@ def work(options: dict[str, Any]) -> None:
     """One of the two processes: gradients of the first step, then timed steps; rank 0 writes what it found."""
     world = dist.start("cpu")
     vlm = prepared(options["config"])
-    steps = read_steps(vlm, Path(options["folder"]), world)
+    steps, flops = read_steps(vlm, Path(options["folder"]), world), StepFlops(vlm)
     ours = ShardedSteps(vlm, world)
     ours.backward(steps[0])
     found = gradients(vlm)
@@ -163,36 +165,46 @@ def work(options: dict[str, Any]) -> None:
     with BytesSent() as sent:
         ours.step(steps[0])
     dist.barrier()
-    busy, wall = [], []
-    for batches in steps * options["rounds"]:
-        began = time.process_time(), time.perf_counter()
-        ours.step(batches)
-        busy.append(time.process_time() - began[0])
-        wall.append(time.perf_counter() - began[1])
-    ranks = dist.gather_objects({"cpu": sum(busy), "wall": sum(wall)})
+    busy = []
+    for _ in range(options["rounds"]):
+        began = time.process_time()
+        for batches in steps:
+            ours.step(batches)
+        busy.append(time.process_time() - began)
+    planned = sum(flops.step_flops(batches) for batches in steps)
+    ranks = dist.gather_objects({"cpu": min(busy) / len(steps), "flops": planned / len(steps)})
     if world.rank == 0:
-        result = {"ranks": ranks, "sent": sent.total, "steps": len(busy)}
+        result = {"ranks": ranks, "sent": sent.total}
         Path(options["out"]).write_text(json.dumps(result), encoding="utf-8")
     holder = ours
     del vlm, ours
     dist.stop(holder)
 
 
-def planned_imbalance(packing: bool, examples: int = 1 << 15, seed: int = 7) -> tuple[float, float]:
-    """Of two processes over an epoch of mixed 1/4/8/16 frames: (mean, largest) difference of a step, over its mean."""
+def apart(work: Sequence[float]) -> float:
+    """Difference of the most and the least, over the mean."""
+    return (max(work) - min(work)) / (sum(work) / len(work))
+
+
+def planned_imbalance(cost: LLMCost, packing: bool, examples: int = 1 << 13, seed: int = 7) -> dict[str, float]:
+    """Two processes over an epoch of mixed 1/4/8/16 frames: how far a step's positions and the LLM's FLOPs for them are
+    apart, on average, and the largest of the FLOPs."""
     rng = np.random.default_rng(seed)
     lengths = rng.choice([1, 4, 8, 16], examples) * 196 + rng.integers(40, 160, examples)
     order = EpochOrder(examples, seed, 0, 64, True)
-    shares = []
+    positions, flops = [], []
     for step in range(len(order)):
         taken = lengths[order.step(step)[0]]
         groups = plan.balanced(taken, 16) if packing else plan.alike(taken, 16)
-        cost = [
-            sum(int(taken[g].sum() if packing else taken[g].max() * len(g)) for g in plan.share_of(groups, rank, 2))
+        rows = [
+            [taken[g] if packing else np.full(len(g), taken[g].max()) for g in plan.share_of(groups, rank, 2)]
             for rank in (0, 1)
         ]
-        shares.append(abs(cost[0] - cost[1]) / (sum(cost) / 2))
-    return float(np.mean(shares)), float(np.max(shares))
+        positions.append(apart([float(sum(map(np.sum, share))) for share in rows]))
+        labels = [LABELS * sum(map(len, share)) for share in rows]
+        work = [np.concatenate(share).tolist() for share in rows]
+        flops.append(apart([cost.step_flops(*each) for each in zip(work, labels, strict=True)]))
+    return {"positions": float(np.mean(positions)), "flops": float(np.mean(flops)), "worst": float(np.max(flops))}
 
 
 def main() -> None:
@@ -225,14 +237,14 @@ def measure(config: str, repeats: int, processes: Sequence[int], folder: Path) -
     if sharded is not None:
         in_one(config, plain, ShardedSteps(sharded, world), steps, expected, repeats)
     if 2 in processes:
-        in_two(config, expected, repeats, folder)
+        in_two(config, llm_cost(vlm.llm_backbone), expected, repeats, folder)
     dist.stop()
 
 
 def in_one(config: str, plain: PlainSteps, ours: ShardedSteps, steps: Steps, expected: Gradients, repeats: int) -> None:
     """What FSDP2 costs where there is nothing to share."""
     ours.backward(steps[0])
-    apart = _gate(gradients(ours.vlm), expected)
+    equal = _gate(gradients(ours.vlm), expected)
     ours.step(steps[0])
 
     def epoch(kind: PlainSteps | ShardedSteps) -> None:
@@ -244,49 +256,49 @@ def in_one(config: str, plain: PlainSteps, ours: ShardedSteps, steps: Steps, exp
     report(
         "dist",
         f"config {config}: FSDP2 in one process {own.cpu / len(steps):.3f} CPU-s a step, plain module "
-        f"{peer.cpu / len(steps):.3f}: {overhead:+.1%} (target 5 %); gradients equal to {apart:.1g}; "
+        f"{peer.cpu / len(steps):.3f}: {overhead:+.1%} (target 5 %); gradients equal to {equal:.1g}; "
         f"{own.busy:.0%} of the cores in use meanwhile",
         config=config,
         processes=1,
         overhead=overhead,
         ours_cpu=own.cpu / len(steps),
         plain_cpu=peer.cpu / len(steps),
-        gradient_difference=apart,
+        gradient_difference=equal,
         busy=own.busy,
     )
     vars(ours).clear()  # see dist.stop
 
 
-def in_two(config: str, expected: Gradients, repeats: int, folder: Path) -> None:
+def in_two(config: str, cost: LLMCost, expected: Gradients, repeats: int, folder: Path) -> None:
     """How equal the shares of two processes are, and what they send."""
     pair = run_pair(config, repeats, folder)
-    apart = _gate(torch.load(folder / "gradients.pt", weights_only=True), expected)
-    cpu = [rank["cpu"] / pair["steps"] for rank in pair["ranks"]]
-    imbalance = abs(cpu[0] - cpu[1]) / (sum(cpu) / 2)
-    packed, padded = planned_imbalance(True), planned_imbalance(False)
+    equal = _gate(torch.load(folder / "gradients.pt", weights_only=True), expected)
+    cpu, flops = ([rank[name] for rank in pair["ranks"]] for name in ("cpu", "flops"))
+    packed, padded = (planned_imbalance(cost, packing) for packing in (True, False))
     report(
         "dist",
-        f"config {config}: two processes {cpu[0]:.3f} and {cpu[1]:.3f} CPU-s a step ({imbalance:.1%} apart), "
-        f"{pair['sent'] / 2**20:.1f} MiB handed to collectives a step and process; positions of two processes over "
-        f"mixed 1/4/8/16 frames: {packed[0]:.2%} apart on average when packed (at most {packed[1]:.2%}), "
-        f"{padded[0]:.1%} when padded (target 3 %); gradients equal to {apart:.1g}",
+        f"config {config}: two processes {cpu[0]:.3f} and {cpu[1]:.3f} CPU-s a step ({apart(cpu):.1%} apart; their "
+        f"FLOPs {apart(flops):.1%}), {pair['sent'] / 2**20:.1f} MiB handed to collectives a step and process; over "
+        f"mixed 1/4/8/16 frames, packed: positions {packed['positions']:.2%} apart on average, FLOPs "
+        f"{packed['flops']:.2%} (at most {packed['worst']:.1%}), padded {padded['positions']:.1%} and "
+        f"{padded['flops']:.1%} (target 3 %); gradients equal to {equal:.1g}",
         config=config,
         processes=2,
         two_process_cpu=cpu,
-        imbalance_cpu=imbalance,
-        imbalance_packed=packed[0],
-        imbalance_packed_worst=packed[1],
-        imbalance_padded=padded[0],
+        two_process_flops=flops,
+        imbalance_cpu=apart(cpu),
+        imbalance_packed=packed,
+        imbalance_padded=padded,
         mib_sent=pair["sent"] / 2**20,
-        gradient_difference=apart,
+        gradient_difference=equal,
     )
 
 
 def _gate(found: Gradients, expected: Gradients) -> float:
-    apart = difference(found, expected)
-    if apart > TOLERANCE:
-        raise SystemExit(f"the gradients differ by {apart:.2g}: no figures")
-    return apart
+    worst = difference(found, expected)
+    if worst > TOLERANCE:
+        raise SystemExit(f"the gradients differ by {worst:.2g}: no figures")
+    return worst
 
 
 def run_pair(config: str, rounds: int, folder: Path) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import bench_train
 import torch
 import workload
 from common import Cost, Several, best_of, report
 from reference import Reference, read_batch
-from torch import nn
 
+from prismatic import dist
 from prismatic.data.feature_cache import FeatureCache
 from prismatic.data.feature_cache_reader import CachedReader
 from prismatic.data.feature_cache_writer import FeatureWriter
@@ -35,48 +36,39 @@ from prismatic.train.features import recipe
 TARGETS = {"A": 14.0, "B": 2.2, "C": 6.0}  # reference over ours with cached features, in CPU-seconds
 TARGETS_AGGREGATED = {"A": 25.0, "C": 40.0}
 BREAK_EVEN = 1.2  # epochs
-LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 1e-4, 0.1, 1.0  # of both
 LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3, "float16": 2e-3}  # relative
 
 
 class Ours:
-    """Our steps over one dataset, in the order of its file. cache: a folder for features; None: none are kept."""
+    """Our training steps (bench_train.py) over one dataset, in the order of its file.
+
+    cache: a folder for features; None: none are kept.
+    """
 
     def __init__(
-        self, load: workload.Workload, annotations: Path, cache: Path | None, dtype: str, aggregator: str
+        self,
+        load: workload.Workload,
+        annotations: Path,
+        cache: Path | None,
+        dtype: str,
+        aggregator: str,
+        world: dist.World,
     ) -> None:
         name, options = workload.AGGREGATORS[aggregator]
         self.vlm = workload.build_model(load, name, **options)
-        self.vlm.train()
         dataset = workload.build_dataset(self.vlm, annotations)
         if cache is not None:
             tower, found = self.vlm.vision_backbone, FeatureCache(cache, dtype)
             found.bind(recipe(tower, load.vision, tower.image_spec, dataset.read.resize_strategy))
-            self.vlm.feature_keeper = FeatureWriter(found)
+            self.vlm.feature_keeper, self.vlm.whole_vision = FeatureWriter(found), True
             dataset = replace(dataset, features=CachedReader(dataset.read, found))
         self.cache = cache
         self.loader = workload.build_loader(dataset, load.batch)
-        self.trained = [p for p in self.vlm.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+        self.steps = bench_train.Ours(self.vlm, world)
 
     def epoch(self) -> list[float]:
         """The losses of its steps."""
-        losses = []
-        for batches in self.loader.iterate(0):
-            tokens = sum(batch.num_label_tokens for batch in batches)
-            loss = 0.0
-            for batch in batches:
-                part = self.vlm(batch).loss_sum / tokens
-                part.backward()
-                loss += float(part.detach())
-            nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            losses.append(loss)
+        losses = [self.steps.step(batches) for batches in self.loader.iterate(0)]
         keeper = self.vlm.feature_keeper
         if isinstance(keeper, FeatureWriter):
             keeper.flush()
@@ -98,9 +90,7 @@ class Plain:
         self.reference = Reference(
             workload.build_model(load, name, **options),
             aggregate=aggregator,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=MAX_NORM,
+            learning_rate=bench_train.LEARNING_RATE,
         )
         self.dataset = workload.build_dataset(self.reference.vlm, annotations)
         self.records, self.batch = workload.records_of(self.dataset), load.batch
@@ -139,7 +129,8 @@ def run(config: str, aggregator: str, args: argparse.Namespace, folder: Path) ->
     steps = max(1, args.examples // load.batch)
     annotations = workload.write_clips(folder / "clips", [load.num_frames] * (steps * load.batch))
     live, cached, filling = (
-        Ours(load, annotations, folder / name if name else None, dtype, aggregator) for name in ("", "cache", "filling")
+        Ours(load, annotations, folder / name if name else None, dtype, aggregator, args.world)
+        for name in ("", "cache", "filling")
     )
     check(live, cached, Plain(load, annotations, aggregator), dtype)
     plain = Plain(load, annotations)
@@ -186,10 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    args.world = dist.start("cpu")
     for config in args.config:
         with tempfile.TemporaryDirectory() as folder:
             for aggregator in args.aggregator:
                 run(config, aggregator, args, Path(folder, aggregator))
+    dist.stop()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class OneDNNLinear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad):
             return _Linear.apply(input, self.weight, self.bias)
-        return _product(input, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
 
 
 def use_onednn(model: nn.Module) -> int:
@@ -62,8 +62,10 @@ def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return plain and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., K] times the transpose of weight [N, K], plus bias [N]; any strides."""
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., K] times the transpose of weight [N, K], plus bias [N], by oneDNN; fp32 on a CPU, any strides."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # oneDNN has but its reference code for others, a thousand times as slow
     if torch.compiler.is_compiling():
         return _opaque_product(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -87,14 +89,14 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         # Only what a gradient needs: below a frozen weight the input is not kept.
         ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _product(grad, weight.t())
+            of_x = product(grad, weight.t())
         rows = grad.flatten(0, -2)  # [M, N]
         if ctx.needs_input_grad[1]:
             of_weight = _weight_gradient(rows, x.flatten(0, -2))
@@ -106,5 +108,5 @@ class _Linear(torch.autograd.Function):
 def _weight_gradient(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """grad [M, N], x [M, K] to [N, K]."""
     if grad.shape[1] > x.shape[1] and len(grad) >= _MANY_ROWS:
-        return _product(x.t(), grad.t()).t().contiguous()
-    return _product(grad.t(), x.t())
+        return product(x.t(), grad.t()).t().contiguous()
+    return product(grad.t(), x.t())

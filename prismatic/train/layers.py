@@ -82,8 +82,10 @@ def _expensive() -> frozenset[Any]:
     aten += ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
     aten += ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
     names = [("aten", name) for name in aten]
-    # oneDNN's linear layer (models/linear.py); attention over borders: PyTorch's, and that of the package flash-attn.
-    names += [("mkldnn", "_linear_pointwise"), ("prismatic", "linear"), ("torch_attn", "_varlen_attn")]
+    # oneDNN's linear layer (models/linear.py), attention by blocks (models/llm/causal.py); attention over borders:
+    # PyTorch's, and that of the package flash-attn.
+    names += [("mkldnn", "_linear_pointwise"), ("prismatic", "linear"), ("prismatic", "causal_attention")]
+    names += [("torch_attn", "_varlen_attn")]
     names += [("flash_attn", "_flash_attn_forward"), ("flash_attn", "_flash_attn_varlen_forward")]
     found = (getattr(getattr(torch.ops, space), name, None) for space, name in names)
     return frozenset(op.default for op in found if op is not None)

@@ -45,8 +45,8 @@ def test_results_and_gradients_are_those_of_pytorch(shape, bias):
 @needs_onednn
 def test_frozen_weights_pass_gradients_on_and_get_none(monkeypatch):
     called = []
-    product = linear._product
-    monkeypatch.setattr(linear, "_product", lambda *a: called.append(1) or product(*a))
+    product = linear.product
+    monkeypatch.setattr(linear, "product", lambda *a: called.append(1) or product(*a))
     layer = as_onednn(nn.Linear(16, 8)).requires_grad_(False)
     x = torch.randn(32, 16, requires_grad=True)
     layer(x).sum().backward()
@@ -56,7 +56,7 @@ def test_frozen_weights_pass_gradients_on_and_get_none(monkeypatch):
 
 @needs_onednn
 def test_other_types_are_left_to_pytorch(monkeypatch):
-    monkeypatch.setattr(linear, "_product", lambda *a: pytest.fail("oneDNN was asked"))
+    monkeypatch.setattr(linear, "product", lambda *a: pytest.fail("oneDNN was asked"))
     layer = as_onednn(nn.Linear(16, 8))
     assert layer.double()(torch.randn(8, 16, dtype=torch.float64)).dtype == torch.float64
     assert layer.bfloat16()(torch.randn(8, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
@@ -67,8 +67,8 @@ def test_other_types_are_left_to_pytorch(monkeypatch):
 @needs_onednn
 def test_few_rows_take_onednn_where_the_weight_is_large(monkeypatch):
     called = []
-    product = linear._product
-    monkeypatch.setattr(linear, "_product", lambda *a: called.append(1) or product(*a))
+    product = linear.product
+    monkeypatch.setattr(linear, "product", lambda *a: called.append(1) or product(*a))
     monkeypatch.setattr(linear, "_LARGE_WEIGHT", 24 * 40)
     with torch.no_grad():
         for rows, wide in ((1, False), (1, True), (4, False), (0, True)):

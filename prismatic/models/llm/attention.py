@@ -2,8 +2,8 @@
 
 Packed examples lie in one row, and no attention crosses their borders. `sdpa` and `varlen` are functions of our own in
 Transformers' registry: in the place of a mask the layers get the borders, an int32 tensor [n + 1] on the CPU, and each
-example attends causally to itself, so that work and memory grow with the sum of squared lengths, not with the square of
-the sum. Without borders (padded batches, asking) both are Transformers' `sdpa`. `flex` and `flash` are Transformers'
+example attends causally to itself, so that work and memory grow with the sum of squared lengths, not with the square
+of the sum: by Transformers' `sdpa`, or on some CPUs by blocks (causal.py). `flex` and `flash` are Transformers'
 altogether; they find the borders from positions that restart.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prismatic.models.llm import last_layer
+from prismatic.models.llm import causal, last_layer
 
 if TYPE_CHECKING:
     from prismatic.models.llm.hf_causal import HFCausalLM
@@ -170,15 +170,30 @@ def _by_segment(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of the examples of one row, one after the other, by SDPA. query, key, value: [1, heads, S, head width].
+    """Attention of the examples of one row, one after the other. query, key, value: [B, heads, S, head width].
 
-    Returns [1, S, heads, head width], as Transformers wants it. Any other mask than borders goes to its own `sdpa`.
+    Returns [B, S, heads, head width], as Transformers wants it. Without borders a row is an example.
     """
+    if not _is_borders(attention_mask):
+        return _attend(module, query, key, value, attention_mask, options), None
+    return _loop(module, query, key, value, attention_mask, options), None
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Attention of rows of one example each, causal where there is no mask."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if not _is_borders(attention_mask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return _loop(module, query, key, value, attention_mask, options), None
+    simple = mask is None and getattr(module, "is_causal", True) and options.get("is_causal") is not False
+    if simple and causal.takes(query, key, value, options.get("dropout") or 0.0):
+        return causal.attend(query, key, value, options.get("scaling")).transpose(1, 2).contiguous()
+    return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
 
 
 @lru_cache(maxsize=1)
@@ -200,18 +215,14 @@ def _loop(
     borders: torch.Tensor,
     options: dict[str, Any],
 ) -> torch.Tensor:
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     lengths = borders.diff().tolist()
     window = options.get("sliding_window")
     out = []
     for length, q, k, v in zip(lengths, *(t.split(lengths, dim=2) for t in (query, key, value)), strict=True):
         band = None
         if window is not None and length > window:
-            at = torch.arange(length, device=query.device)
-            behind = at[:, None] - at[None]
-            band = ((behind >= 0) & (behind < window))[None, None]
-        out.append(sdpa_attention_forward(module, q, k, v, band, **options)[0])
+            band = causal.band(torch.arange(length, device=query.device), length, window)[None, None]
+        out.append(_attend(module, q, k, v, band, options))
     return torch.cat(out, dim=1)
 
 

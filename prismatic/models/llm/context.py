@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prismatic.models.llm.causal import band
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -131,9 +133,7 @@ def _segment(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, opti
 
     few, many, window = query.shape[2], keys.shape[2], options.get("sliding_window")
     if window is not None and many > window:
-        at = torch.arange(many, device=query.device)
-        behind = at[many - few :, None] - at[None]
-        mask: Any = (behind >= 0) & (behind < window)
+        mask: Any = band(torch.arange(many - few, many, device=query.device), many, window)
     else:
         mask = None if few == many else causal_lower_right(few, many)
     groups = query.shape[1] // keys.shape[1]

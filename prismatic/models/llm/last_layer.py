@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prismatic.models.llm.causal import band
+
 if TYPE_CHECKING:
     from prismatic.models.llm.hf_causal import HFCausalLM
 
@@ -105,8 +107,7 @@ def _by_example(
             continue
         at = rows[first:last] - begin
         seen = end - begin if rows.is_meta else int(at[-1]) + 1  # nothing behind the last label is looked at
-        behind = at[:, None] - torch.arange(seen, device=at.device)[None]
-        mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        mask = band(at, seen, window)
         parts = (query[first:last], key[begin : begin + seen], value[begin : begin + seen])
         q, k, v = (part.transpose(0, 1)[None] for part in parts)  # [1, heads, positions, d]
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
