@@ -9,6 +9,7 @@ import numpy as np
 
 from prismatic.conf.data import DatasetConfig
 from prismatic.data.media import MediaReader
+from prismatic.data.watch import ReadingWatch
 from prismatic.eval.metrics import METRICS
 from prismatic.eval.rows import Question, read_batches, shown_question
 from prismatic.eval.tasks import TASKS, Answerer, Row
@@ -37,6 +38,7 @@ class TrainingQuestions:
         self._task, self._read, self._options, self._seed = TASKS.get(task), read, options, seed
         self._metric = METRICS.get(data.metric) if data.metric and task != "choice" else None
         self._workers = data.num_workers
+        self._watch = ReadingWatch(data.decode_timeout)
         self._on_error = data.on_error
         places = np.unique(np.linspace(0, len(records) - 1, min(examples, len(records))).astype(int))
         self._records = [records[int(i)] for i in places]
@@ -60,19 +62,16 @@ class TrainingQuestions:
             batch_size=BATCH_ROWS,
             seed=self._seed,
             num_workers=min(self._workers, 4),
+            watch=self._watch,
         )
         rows: list[Row] = []
-        numbers = iter(mine)
         for batch in batches:
-            kept: list[tuple[int, Question]] = []
-            for row in batch:
-                number = next(numbers)
-                if not isinstance(row, Skip):
-                    kept.append((number, row))
-                elif self._on_error == "raise":
-                    raise ValueError(f"{row.source}: {row.reason} (--val_dataset.on_error skip leaves such rows out)")
-            answers = self._task.answer(vlm, [q for _, q in kept], self._options) if kept else []
-            rows += [self._row(number, q, a) for (number, q), a in zip(kept, answers, strict=True)]
+            broken = next((row for row in batch if isinstance(row, Skip)), None)
+            if broken is not None and self._on_error == "raise":
+                raise ValueError(f"{broken.source}: {broken.reason} (--val_dataset.on_error skip leaves such rows out)")
+            kept = [row for row in batch if isinstance(row, Question)]
+            answers = self._task.answer(vlm, kept, self._options) if kept else []
+            rows += [self._row(mine[q.index], q, a) for q, a in zip(kept, answers, strict=True)]
         return rows
 
     def score(self, rows: list[Row]) -> dict[str, float]:
