@@ -77,6 +77,12 @@ torchrun --standalone --nproc-per-node "$NGPU" scripts/pretrain.py --model.type 
     --dataset.type moving-shapes --val_dataset.type moving-shapes-val --dataset.dataset_root_dir "$DATA" \
     --dataset.finetune_stage_components '["moving-shapes/mixture.yaml", "moving-shapes"]' \
     --val_dataset.dataset_root_dir "$DATA" --trackers '["jsonl"]' --run_id "$run_id" "$@"
+# A run that SIGTERM stopped has saved and ends with 0; it is not there to be evaluated yet.
+newest="$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*' -type d | sort | tail -n 1)"
+if ! grep -q '"complete": true' "$newest/state.json"; then
+    printf 'Training was stopped before its end: the same command goes on.\n' >&2
+    exit 143
+fi
 
 step "evaluating on held-out videos"
 python scripts/evaluate.py --model_path "$run_dir" --dataset.type moving-shapes-val --dataset.dataset_root_dir "$DATA" \

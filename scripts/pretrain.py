@@ -14,7 +14,7 @@ from prismatic.data.annotation_files import require_files
 
 
 def main() -> int:
-    """Parse, build, fit; the exit code is the trainer's (143 and 130: stopped by a signal, after saving)."""
+    """Parse, build, fit. After a signal it saves first; SIGTERM is no failure (0), Ctrl-C is 130."""
     cfg = cli.parse(PretrainConfig)
     cfg.validate(world_size=int(os.environ.get("WORLD_SIZE", "1")))
     for data in filter(None, (cfg.dataset, cfg.val_dataset)):
@@ -23,6 +23,7 @@ def main() -> int:
     from prismatic import dist
     from prismatic.build import build_trainer
     from prismatic.preview import describe
+    from prismatic.train.signals import EXIT_CODES
 
     world = dist.start(cfg.device)
     dist.setup_logging(world)
@@ -33,9 +34,9 @@ def main() -> int:
             failed = False
             return 0
         trainer = build_trainer(cfg, world)
-        code = trainer.fit()
+        stop = trainer.fit()
         failed = False
-        return code
+        return EXIT_CODES[stop] if stop is not None else 0
     finally:
         holders = [trainer] if trainer is not None else []
         del trainer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Dense bf16 matrix TFLOP/s by the makers' data sheets (half of what they print "with sparsity"), by a part of the name
+# Dense bf16 matrix TFLOP/s by the makers' data sheets (half of what they print "with sparsity"), by words in the name
 # that torch.cuda.get_device_name gives; the first that fits counts. Not the clock of one card: "H100" alone is SXM.
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     ("GB200", 2500.0),  # NVIDIA GB200 NVL72: 5 PFLOP/s sparse a GPU
     ("B200", 2250.0),  # NVIDIA HGX B200: 4.5 PFLOP/s sparse
     ("GH200", 989.4),  # NVIDIA GH200: as H100 SXM
+    ("H200 NVL", 835.5),  # NVIDIA H200 NVL: 1,671 sparse
     ("H200", 989.4),  # NVIDIA H200 SXM: 1,979 TFLOP/s sparse
     ("H800", 989.4),  # as H100 SXM
     ("H100 PCIe", 756.5),  # NVIDIA H100 PCIe: 1,513 sparse
@@ -45,7 +47,12 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     ("L40S", 362.1),  # NVIDIA L40S: 733 sparse
     ("L40", 181.1),  # NVIDIA L40
     ("L4", 121.0),  # NVIDIA L4: 242 sparse
-    ("RTX 4090", 165.2),  # NVIDIA Ada whitepaper, fp32 accumulate
+    ("RTX 5090", 209.5),  # NVIDIA Blackwell whitepaper, fp32 accumulate; so the next ones, by Ada's and Ampere's
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+    ("RTX 6000 Ada", 364.2),  # NVIDIA RTX 6000 Ada: 1,457 in fp8, sparse
+    ("RTX A6000", 154.8),  # NVIDIA RTX A6000: 309.7 sparse
+    ("MI325X", 1307.4),  # AMD Instinct MI325X
     ("MI300X", 1307.4),  # AMD Instinct MI300X
     ("MI250X", 383.0),  # AMD Instinct MI250X
 )
@@ -61,7 +68,8 @@ def peak_flops(device: torch.device, given: float | None = None) -> float | None
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for part, peak in PEAK_TFLOPS if part.lower() in name.lower()), None)
+    # Whole words: an A4000 is no A40
+    return next((peak * 1e12 for part, peak in PEAK_TFLOPS if re.search(rf"\b{part}\b", name, re.I)), None)
 
 
 @dataclass(frozen=True)

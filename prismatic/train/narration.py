@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 import draccus
@@ -64,10 +65,11 @@ def nothing_to_do(trainer: Trainer) -> None:
     log.info(f"This run is complete. To train anew, pass another --run_id, or --resume never. {_weights(trainer)}")
 
 
-def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
+def summary(trainer: Trainer, stop: Signals | None, steps: int, seconds: float) -> None:
     """How it went and where the weights are."""
-    if code:
-        log.info(f"Stopped after step {trainer.at.step} of {trainer.total_steps}; the same command goes on from here")
+    if stop is not None:
+        at = f"step {trainer.at.step} of {trainer.total_steps}"
+        log.info(f"Stopped by {stop.name} after {at}, and saved; the same command goes on from here")
     else:
         validation = trainer.validation_loss
         parts = [f"{steps} steps in {duration(seconds)}", f"loss {trainer.mean_loss:.4f}"]
@@ -84,7 +86,7 @@ def summary(trainer: Trainer, code: int, steps: int, seconds: float) -> None:
     log.info(_weights(trainer))
     if (trainer.run_dir / REPORT).is_file():
         log.info(f"Report: {trainer.run_dir / REPORT}")
-    if not code:
+    if stop is None:
         log.info(f"Ask it:  python scripts/generate.py --model_path {trainer.run_dir} --media VIDEO --prompt QUESTION")
     if trainer.metrics is not None and trainer.metrics.unwritten:
         log.warning(f"{trainer.metrics.unwritten} rows of metrics could not be written: the disk is full")

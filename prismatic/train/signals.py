@@ -8,7 +8,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # 128 + number, as shells report it
+EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""Of a run that a signal stopped and that has saved. SIGTERM is how schedulers and torchrun's agents ask to leave, and
+a run that left as asked has not failed; Ctrl-C is 128 + its number, as shells report it."""
 
 
 class StopSignals:
@@ -44,6 +46,6 @@ class StopSignals:
                 os.write(2, f"\n{self.received.name}: saving after this step, then leaving\n".encode())
 
 
-def exit_code(counts: list[float]) -> int | None:
-    """The exit code that summed `StopSignals.counts` ask for, or None to go on."""
-    return next((code for count, code in zip(counts, EXIT_CODES.values(), strict=True) if count), None)
+def received(counts: list[float]) -> signal.Signals | None:
+    """The signal that summed `StopSignals.counts` tell of, or None to go on."""
+    return next((number for count, number in zip(counts, EXIT_CODES, strict=True) if count), None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from signal import Signals
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from prismatic import dist
 from prismatic.conf.models import StageConfig
 from prismatic.dist import World
 from prismatic.train import fsdp
-from prismatic.train.signals import StopSignals, exit_code
+from prismatic.train.signals import StopSignals, received
 from prismatic.train.transfer import on_device
 from prismatic.types import Batch
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What a step is about to work on, summed over all processes. exit_code: a signal asks to stop before it.
+    """What a step is about to work on, summed over all processes. stop: a signal asked for it before the step.
 
     data_wait: seconds that the slowest process waited for its batches. The others wait for it in the first collective.
     """
@@ -34,7 +35,7 @@ class StepCounts:
     label_tokens: int
     examples: int
     skipped: int
-    exit_code: int | None
+    stop: Signals | None
     data_wait: float = 0.0
 
 
@@ -44,7 +45,7 @@ class Gradients:
 
     loss: mean over the label tokens of all processes. norm: fp32 scalar tensor, over all processes. tokens, frames,
     positions (padding among them), flops (useful ones, 0 where they are not counted): sums over all processes.
-    exit_code: a signal asks to stop after the step.
+    stop: a signal asked for it during the step.
     """
 
     losses: list[float]
@@ -52,7 +53,7 @@ class Gradients:
     norm: torch.Tensor
     tokens: int
     frames: int
-    exit_code: int | None
+    stop: Signals | None
     positions: int = 0
     flops: float = 0.0
 
@@ -89,7 +90,7 @@ class Stepper:
         waits[self.world.rank] = data_wait
         sums = dist.all_reduce_sum([*counts, *waits])
         (label_tokens, seen, skipped), stops = sums[:3], sums[3 : len(counts)]
-        return StepCounts(int(label_tokens), int(seen), int(skipped), exit_code(stops), max(sums[len(counts) :]))
+        return StepCounts(int(label_tokens), int(seen), int(skipped), received(stops), max(sums[len(counts) :]))
 
     def backward(self, batches: list[Batch], label_tokens: int) -> Gradients:
         """Gradients of the mean loss over `label_tokens`, accumulated in the parameters."""
@@ -100,7 +101,7 @@ class Stepper:
         sums = dist.all_reduce_sum([*numbers, *self.signals.counts()])
         (loss_sum, tokens, frames, positions, flops), stops = sums[:5], sums[5:]
         loss = loss_sum / label_tokens
-        return Gradients(losses, loss, norm, int(tokens), int(frames), exit_code(stops), int(positions), flops)
+        return Gradients(losses, loss, norm, int(tokens), int(frames), received(stops), int(positions), flops)
 
     def update(self, gradients: Gradients) -> None:
         """Clip to the stage's norm, step the optimizer, clear the gradients."""

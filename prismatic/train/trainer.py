@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING
 
 from prismatic import dist
@@ -143,8 +144,8 @@ class Trainer:
         """Mean of the last 128 losses; infinite before the first step (as file names of the older systems say)."""
         return math.fsum(self.losses) / len(self.losses) if self.losses else math.inf
 
-    def fit(self) -> int:
-        """Train to the end, or to a signal. Returns 0, or 143 (SIGTERM) or 130 (Ctrl-C) after saving.
+    def fit(self) -> Signals | None:
+        """Train to the end, or save and return the signal that asked to stop.
 
         Raises TrainingError, CheckpointError; whatever the loaders raise comes through.
         """
@@ -155,7 +156,7 @@ class Trainer:
             if self.at.complete:
                 if dist.rank_zero():
                     narration.nothing_to_do(self)
-                return 0
+                return None
             if self.features is not None:
                 self.features.start(self.vlm, self.world)
             stage, began = self.stage, time.perf_counter()
@@ -171,22 +172,22 @@ class Trainer:
             with self.telling.run(resumed_from), self.saver, self.features or nullcontext():
                 longest.go_first(self)
                 with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
-                    code = self._run()
+                    stop = self._run()
         if dist.rank_zero():
-            narration.summary(self, code, self.at.step - first_step, time.perf_counter() - began)
-        return code
+            narration.summary(self, stop, self.at.step - first_step, time.perf_counter() - began)
+        return stop
 
-    def train_step(self, batches: list[Batch], data_wait: float, began: float) -> int | None:
+    def train_step(self, batches: list[Batch], data_wait: float, began: float) -> Signals | None:
         """One optimizer step over this process's micro-batches; every process calls it.
 
         Args:
             data_wait: seconds that the batches took to come. began: `time.perf_counter()` when they were asked for.
 
-        Returns an exit code when a signal asks to stop, before or after the step; the position says which.
+        Returns the signal that asks to stop, if one came, before or after the step; the position says which.
         """
         counts = self.stepper.count(batches, data_wait)
-        if counts.exit_code is not None:
-            return counts.exit_code
+        if counts.stop is not None:
+            return counts.stop
         self.skips.add(batches, counts.examples, counts.skipped)
         if self.features is not None:
             self.features.add(batches)
@@ -200,16 +201,16 @@ class Trainer:
         self.at.step += 1
         self.at.step_in_epoch += 1
         self.telling.step(batches, counts, gradients, rates, time.perf_counter() - began)
-        return gradients.exit_code if gradients is not None else None
+        return gradients.stop if gradients is not None else None
 
-    def validate(self) -> int | None:
-        """Measure the loss on the validation data, if there is any. Returns an exit code when a signal stops it."""
+    def validate(self) -> Signals | None:
+        """Measure the loss on the validation data, if there is any. Returns the signal that stopped it."""
         if not self.val_sets:
             return None
         self.set_training(False)
         with optim.averaged(self.optimizer):
             found = measure(self.vlm, self.val_sets, self.world.device, self.signals, self.validation_skips)
-        if isinstance(found, int):
+        if isinstance(found, Signals):
             self.set_training(True)
             return found
         self.validation_loss = mean_loss(found)
@@ -246,45 +247,45 @@ class Trainer:
         }
         self.saver.save(state, self.mean_loss)
 
-    def _run(self) -> int:
+    def _run(self) -> Signals | None:
         self.set_training(True)
         while not self.at.complete:
-            code = self._run_epoch()
-            if code is not None:
+            stop = self._run_epoch()
+            if stop is not None:
                 self.save()
-                return code
-        return 0
+                return stop
+        return None
 
-    def _run_epoch(self) -> int | None:
+    def _run_epoch(self) -> Signals | None:
         steps = self.train_loader.steps_per_epoch(self.at.epoch)
         batches = self.train_loader.iterate(self.at.epoch, start_step=self.at.step_in_epoch)
         while self.at.step_in_epoch < steps and self.at.step < self.total_steps:
             began = time.perf_counter()
             micro_batches = next_batches(batches)
-            code = self.train_step(micro_batches, time.perf_counter() - began, began)
-            if code is None and self.at.step_in_epoch < steps and self.at.step < self.total_steps:
-                code = self._at_intervals()
-            if code is not None:
-                return code
+            stop = self.train_step(micro_batches, time.perf_counter() - began, began)
+            if stop is None and self.at.step_in_epoch < steps and self.at.step < self.total_steps:
+                stop = self._at_intervals()
+            if stop is not None:
+                return stop
         self.skips.check()
         if self.features is not None:
             self.features.end_epoch(self.at.epoch)
-        code = self.validate()
-        if code is not None:
-            return code
+        stop = self.validate()
+        if stop is not None:
+            return stop
         if self.at.step_in_epoch == steps:
             self.at.epoch, self.at.step_in_epoch = self.at.epoch + 1, 0
         self.at.complete = self.at.step >= self.total_steps
         self.save()
         return None
 
-    def _at_intervals(self) -> int | None:
+    def _at_intervals(self) -> Signals | None:
         interval, due = self.cfg.checkpoint_interval, self.saver.after_step()
         due = due or (interval is not None and self.at.step % interval == 0)
         if self.cfg.validation_interval and self.at.step % self.cfg.validation_interval == 0:
-            code = self.validate()
-            if code is not None:
-                return code
+            stop = self.validate()
+            if stop is not None:
+                return stop
         if self.cfg.eval_interval and self.at.step % self.cfg.eval_interval == 0:
             self.ask()
         if due or (self.cfg.keep_best and self.best.improved(self.at.step)):

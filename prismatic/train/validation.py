@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from prismatic import dist
 from prismatic.train import fsdp
 from prismatic.train.errors import TrainingError
-from prismatic.train.signals import StopSignals, exit_code
+from prismatic.train.signals import StopSignals, received
 from prismatic.train.skips import SkipAccount
 from prismatic.types import Batch
 
@@ -101,8 +102,8 @@ def measure(
     device: torch.device,
     signals: StopSignals,
     skips: Mapping[str, SkipAccount],
-) -> list[Measured] | int:
-    """The loss of each part of the validation data, or an exit code when a signal came.
+) -> list[Measured] | Signals:
+    """The loss of each part of the validation data, or the signal that came.
 
     `vlm` is in eval mode. `skips` begin anew. Raises TrainingError when a dataset has nothing to learn, or when too
     many samples of it were skipped.
@@ -113,7 +114,7 @@ def measure(
             skips[name].resume(0, 0)
             for group, clips in enumerate(data.clips):
                 found = _measure(vlm, data.loader, group, device, signals, skips[name])
-                if isinstance(found, int):
+                if isinstance(found, Signals):
                     return found
                 if found[1]:
                     parts.append(Measured(name, clips, *found))
@@ -136,7 +137,7 @@ def _measure(
     device: torch.device,
     signals: StopSignals,
     skips: SkipAccount,
-) -> tuple[float, int] | int:
+) -> tuple[float, int] | Signals:
     """(sum of token losses, number of tokens) over all processes."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     tokens = 0
@@ -151,9 +152,9 @@ def _measure(
             counts = [sum(len(b.ids) for b in batches), sum(len(b.skipped) for b in batches)]
             seen, skipped, *stops = dist.all_reduce_sum([*counts, *signals.counts()])
             skips.add(batches, int(seen), int(skipped))
-            code = exit_code(stops)
-            if code is not None:
-                return code
+            stop = received(stops)
+            if stop is not None:
+                return stop
     loss_sum, all_tokens = dist.all_reduce_sum([float(total), tokens])
     return loss_sum, int(all_tokens)
 

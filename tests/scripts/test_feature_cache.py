@@ -90,7 +90,7 @@ def _train(data: Path, runs: Path, run_id: str, *flags: str) -> Run:
     # From the first batch on: the measurement at the start encodes clips as well.
     trainer.vlm.register_forward_pre_hook(lambda *_: frames.append(0))
     trainer.vlm.vision_backbone.register_forward_pre_hook(lambda _, args: frames.append(len(args[0])))
-    assert trainer.fit() == 0
+    assert trainer.fit() is None
     dist.stop(trainer)
     losses = [row["Finetune/Loss (Raw)"] for row in metric_rows(runs / run_id)]
     return Run(losses, "", sum(frames[frames.index(0) :]))

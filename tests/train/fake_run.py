@@ -23,6 +23,7 @@ from prismatic.conf.models import ModelConfig
 from prismatic.conf.run import PretrainConfig
 from prismatic.train import files, weights, writer
 from prismatic.train.optim import freeze_matching
+from prismatic.train.signals import EXIT_CODES
 from prismatic.train.trainer import Trainer
 from prismatic.types import IGNORE_INDEX, Batch, Skip
 
@@ -200,7 +201,7 @@ def make_trainer(cfg: PretrainConfig, world: dist.World, *, count: int = 30, dro
 
 
 def main(options: dict) -> int:
-    """Train; leave {"code", "losses", "first_step", "ids"} in `out` and the final weights beside it.
+    """Train; leave {"stop", "error", "step", "losses", "ids"} in `out` and the final weights beside it.
 
     Options: root, out, config (of `make_config`), trainer (of `make_trainer`), environment, signals {step: [numbers]}
     for process `rank_to_signal` (in the first life that torchrun gives it), unreadable (a row that raises), poison (the
@@ -228,18 +229,19 @@ def main(options: dict) -> int:
         timer = threading.Timer(options["die_after"], os.kill, (os.getpid(), signal.SIGKILL))
         timer.daemon = True  # A run that ends earlier does not wait for its death
         timer.start()
-    code, error = None, None
+    stop, error = None, None
     try:
-        code = trainer.fit()
+        stop = trainer.fit()
     except (ValueError, OSError) as problem:
         error = f"{type(problem).__name__}: {problem}"
-    if code is not None:
+    if error is None:
         state = weights.gather(trainer.vlm, trainer.trained_modules)
         losses = trainer.losses
         if world.rank == 0:
             files.write_tensors(Path(options["out"] + ".safetensors"), state, {})
-    result = {"code": code, "error": error, "step": trainer.at.step, "losses": losses if code is not None else []}
-    if code is not None:
+    result = {"stop": stop.name if stop is not None else None, "error": error, "step": trainer.at.step}
+    result["losses"] = losses if error is None else []
+    if error is None:
         by_rank = dist.gather_objects(trainer.train_loader.given)
         result["ids"] = [sorted(i for own in step for i in own) for step in zip(*by_rank, strict=True)]
     if world.rank == 0:
@@ -247,7 +249,7 @@ def main(options: dict) -> int:
     holders = [trainer]
     del trainer
     dist.stop(*holders, failed=error is not None)
-    return code if error is None else 2
+    return 2 if error is not None else EXIT_CODES[stop] if stop is not None else 0
 
 
 def _spike(trainer: Trainer, step: int) -> None:

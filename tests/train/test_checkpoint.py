@@ -38,7 +38,7 @@ def _assert_equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> None:
 
 def test_layout_of_the_folder(trainer: Make, tmp_path: Path) -> None:
     done = trainer(stage="finetune")
-    assert done.fit() == 0
+    assert done.fit() is None
     here = tmp_path / "run" / "checkpoints"
     latest = here / "latest-checkpoint.safetensors"
     assert latest.is_symlink() and not Path(os.readlink(latest)).is_absolute()
@@ -193,7 +193,7 @@ def test_resuming_from_an_older_checkpoint_moves_the_later_ones_aside(trainer: M
     expected = _everything(first)
     here = tmp_path / "run" / "checkpoints"
     second = trainer(resume=str(here / "step-000002"), keep_checkpoints=9)
-    assert second.fit() == 0
+    assert second.fit() is None
     _assert_equal(expected, _everything(second))
     moved = tmp_path / "run" / "previous-1" / "checkpoints"
     assert {p.name for p in moved.iterdir() if p.is_dir()} == {"step-000004", "step-000006", "step-000008"}

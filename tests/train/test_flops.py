@@ -101,6 +101,9 @@ def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_flops(torch.device("cpu")) is None
     assert peak_flops(torch.device("cpu"), 2.5) == 2.5e12
     for name, peak in (
+        ("NVIDIA H200 NVL", 835.5),
+        ("NVIDIA GeForce RTX 3090 Ti", 71.0),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2),
         ("NVIDIA H200", 989.4),
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756.5),
@@ -112,8 +115,9 @@ def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr("torch.cuda.get_device_name", lambda device, name=name: name)
         assert peak_flops(torch.device("cuda")) == pytest.approx(peak * 1e12), name
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Some other card")
-    assert peak_flops(torch.device("cuda")) is None
+    for name in ("Some other card", "NVIDIA RTX A4000", "NVIDIA RTX A1000"):
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda")) is None, name
     assert len({part for part, _ in PEAK_TFLOPS}) == len(PEAK_TFLOPS)
 
 

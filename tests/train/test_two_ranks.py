@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,12 @@ Make = Callable[..., Trainer]
 
 def _alone(trainer: Make, **values) -> tuple[dict[str, torch.Tensor], list[float]]:
     run = trainer(run_id="alone", **values)
-    assert run.fit() == 0
+    assert run.fit() is None
     return {k: v.clone() for k, v in weights.gather(run.vlm, run.trained_modules).items()}, list(run.losses)
 
 
 def _assert_near(tmp_path: Path, result: dict, expected: dict[str, torch.Tensor], losses: list[float]) -> None:
-    assert result["code"] == 0
+    assert result["stop"] is None
     assert result["losses"] == pytest.approx(losses, rel=1e-6)
     state = load_file(tmp_path / "result.json.safetensors")
     assert state.keys() == expected.keys()
@@ -58,7 +59,7 @@ def test_two_ranks_equal_one_process(
 
 def test_stop_on_one_rank_stops_both_and_one_process_goes_on(launch: Callable, trainer: Make, tmp_path: Path) -> None:
     codes, result = launch({"signals": {"3": [15]}, "rank_to_signal": 1}, world_size=2)
-    assert codes == [143, 143] and (result["code"], result["step"]) == (143, 3)
+    assert codes == [0, 0] and (result["stop"], result["step"]) == ("SIGTERM", 3)
     expected = _alone(trainer)
     codes, result = launch({})  # Saved by two, resumed by one
     assert codes == [0]
@@ -68,7 +69,7 @@ def test_stop_on_one_rank_stops_both_and_one_process_goes_on(launch: Callable, t
 def test_saved_by_one_resumed_by_two(launch: Callable, trainer: Make, tmp_path: Path) -> None:
     first = trainer(run_id="run")
     first.train_loader.events = {5: [15]}
-    assert first.fit() == 143
+    assert first.fit() is signal.SIGTERM
     expected = _alone(trainer)
     codes, result = launch({}, world_size=2)
     assert codes == [0, 0]

@@ -1,8 +1,9 @@
 """Context parallelism: one sequence over several processes, each of which computes a part of its positions.
 
 Everything of a layer but attention works on a position alone. In attention every process gathers the keys and values of
-all positions (a collective whose gradient is the opposite one) and answers for its own queries. A sequence is cut into
-two pieces a process, one from either end, so that each looks back at as much as any other.
+all positions and answers for its own queries: the exchange is that of PyTorch's context parallelism for FlexAttention,
+and so is the cut, two pieces a process, one from either end, so that each looks back at as much as any other. Its other
+mode, ring attention, knows no examples that share a row, and no CPU.
 
 Loss and gradients are sums over positions, so what the processes find adds up to what one finds.
 """
@@ -15,11 +16,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from prismatic.models.llm.hf_causal import HFCausalLM
 
 FLAG = "--context_parallel_size"
@@ -33,7 +35,7 @@ class ContextShards:
 
     rank: int
     size: int
-    group: dist.ProcessGroup
+    group: ProcessGroup
 
     def pieces(self, length: int) -> list[tuple[int, int]]:
         """Begin and end of this part's two pieces of a sequence, whose length they divide."""
@@ -63,31 +65,16 @@ class ContextShards:
         mine = where[places] >= 0
         return embeds[:, own], at[own][None], where[places][mine], targets[mine], borders
 
-    def whole(self, part: torch.Tensor) -> torch.Tensor:
-        """Keys or values of the whole sequence [1, H, S, W] from those of this part [1, H, s, W], in order."""
-        parts = _Gather.apply(part, self.group, self.size)  # [size, 1, H, s, W]
-        early, late = parts.chunk(2, dim=3)
-        return torch.cat([*early.unbind(), *late.flip(0).unbind()], dim=2)
+    def whole(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the whole sequence [1, H, S, W], in order, from those of this part [1, H, s, W]."""
+        keys, values = (found.chunk(2 * self.size, dim=2) for found in self.gather(key, value))
+        return torch.cat([*keys[::2], *keys[::-2]], dim=2), torch.cat([*values[::2], *values[::-2]], dim=2)
 
+    def gather(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of all parts [1, H, S, W], one part after the other; the gradient of each part is the sum of all."""
+        from torch.distributed.tensor.experimental._context_parallel import flex_cp_allgather  # imports the compiler
 
-class _Gather(torch.autograd.Function):
-    """The same tensor of every process, stacked; the gradient of a process's own is the sum of what all found."""
-
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
-        """part [...] to [size, ...]."""
-        ctx.group = group
-        # Collectives take tensors that are concatenated on their first axis, not stacked.
-        parts = part.new_empty(size * part.shape[0], *part.shape[1:])
-        dist.all_gather_into_tensor(parts, part.contiguous(), group=group)
-        return parts.unflatten(0, (size, -1))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """gradient [size, ...] to [...]."""
-        own = gradient.new_empty(gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.flatten(0, 1).contiguous(), group=ctx.group)
-        return own, None, None
+        return flex_cp_allgather(key, value, 2, self.group.group_name)
 
 
 def use_context(backbone: HFCausalLM, shards: ContextShards) -> None:
@@ -125,7 +112,7 @@ def _attend(
 
     if attention_mask is None or attention_mask.ndim != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    keys, values = shards.whole(key), shards.whole(value)
+    keys, values = shards.whole(key, value)
     borders = attention_mask.tolist()
     out, seen = [], 0
     for begin, end in shards.pieces(borders[-1]):

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prismatic.models.llm import context
 from prismatic.models.llm.attention import use_attention
 from prismatic.models.llm.context import ContextShards, use_context
 from prismatic.models.llm.hf_causal import SEPARATES_BY_POSITION
@@ -46,25 +45,32 @@ class Threads:
         with ThreadPoolExecutor(SIZE) as pool:
             return list(pool.map(start, range(SIZE)))
 
-    def _exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+    def exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         self._given[self.rank] = tensor
         self._barrier.wait(30)
         given = [self._given[rank].clone() for rank in range(SIZE)]
         self._barrier.wait(30)
         return given
 
-    def all_gather_into_tensor(self, output: torch.Tensor, part: torch.Tensor, group=None) -> None:
-        output.copy_(torch.cat(self._exchange(part)))
+    def gather(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return Gather.apply(key, self), Gather.apply(value, self)
 
-    def reduce_scatter_tensor(self, output: torch.Tensor, parts: torch.Tensor, group=None) -> None:
-        output.copy_(sum(self._exchange(parts)).chunk(SIZE)[self.rank])
+
+class Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, part: torch.Tensor, threads: Threads) -> torch.Tensor:
+        ctx.threads, ctx.rank = threads, threads.rank
+        return torch.cat(threads.exchange(part), dim=2)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return sum(ctx.threads.exchange(gradient)).chunk(SIZE, dim=2)[ctx.rank], None
 
 
 @pytest.mark.parametrize("model_type", sorted(SEPARATES_BY_POSITION - NO_SDPA))
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_two_parts_add_up_to_the_whole(model_type, is_packed, tokenizer, monkeypatch):
+def test_two_parts_add_up_to_the_whole(model_type, is_packed, tokenizer):
     threads = Threads()
-    monkeypatch.setattr(context, "dist", threads)
     whole = sdpa(model_type, tokenizer)
     parts = [copy.deepcopy(whole) for _ in range(SIZE)]
     use_attention(whole, "auto", torch.device("cpu"), half=False)
@@ -98,6 +104,14 @@ def test_parts_look_back_at_about_the_same_number_of_positions():
     assert sorted(p for rank in range(4) for p in ContextShards(rank, 4, None).pieces(64)) == [
         (n, n + 8) for n in range(0, 64, 8)
     ]
+
+
+def test_a_sequence_is_cut_as_pytorch_cuts_it():
+    from torch.distributed.tensor.experimental._attention import _HeadTailLoadBalancer
+
+    order = _HeadTailLoadBalancer(64, 4, "cpu")._generate_indices()[0].tolist()
+    ours = [at for rank in range(4) for piece in ContextShards(rank, 4, None).pieces(64) for at in range(*piece)]
+    assert ours == order
 
 
 def test_what_it_is_not_for_is_refused(tokenizer):
