@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import io
 import linecache
+import re
 import sys
 import tokenize
 import typing
@@ -22,6 +23,8 @@ from typing import Any
 from draccus.choice_types import ChoiceType
 from draccus.utils import is_choice_type
 from draccus.wrappers import docstring
+
+_FOR_LINTERS = re.compile(r"^#\s*(noqa: [A-Z]+\d+\s*)?")  # What stands in front of a comment for people
 
 
 def choice_fields(config_class: type) -> dict[str, type[ChoiceType]]:
@@ -127,7 +130,7 @@ def _comments_in(file: str) -> dict[str, dict[str, str]]:
     """
     source = "".join(linecache.getlines(file))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    comments = {t.start[0]: _FOR_LINTERS.sub("", t.string) for t in tokens if t.type == tokenize.COMMENT}
     return {
         found.name: {
             node.target.id: comments[node.end_lineno]

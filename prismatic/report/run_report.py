@@ -190,8 +190,9 @@ def _tiles(history: History, state: Mapping[str, Any]) -> list[tuple[str, str]]:
     if state.get("state") == "running" and state.get("seconds_left") is not None:
         tiles.append((_duration(state["seconds_left"]), "left, about"))
     for name, text in (("Tokens/s", "tokens a second"), ("TFLOP/s", "useful TFLOP/s a device")):
-        if history.last(name) is not None:
-            tiles.append((number_text(float(f"{history.last(name):.3g}")), text))
+        rate = _recent(history, name)
+        if rate is not None:
+            tiles.append((number_text(float(f"{rate:.3g}")), text))
     for name, text in (("MFU", "MFU"), ("Data Wait Share", "of a step waits for data")):
         share = _recent(history, name)
         if share is not None:
@@ -203,7 +204,7 @@ def _tiles(history: History, state: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _recent(history: History, name: str) -> float | None:
-    """Mean of the newest tenth of a curve: one step says little about a wait."""
+    """Mean of the newest tenth of a curve: one step says little about a rate or a wait."""
     means = history.curve(name).means
     recent = means[-max(1, len(means) // 10) :]
     return sum(recent) / len(recent) if recent else None

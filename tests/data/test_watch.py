@@ -149,7 +149,7 @@ def test_processes_that_die_again_and_again_are_an_error(loader: Callable[..., S
 def test_what_is_unreadable_stays_so_after_a_restart() -> None:
     watch = ReadingWatch(2.0)
     watch._slots[3] = 1, 0, 17, time.monotonic() - 3
-    assert watch.look_at([(3, 1)]) == ["row 17 of epoch 0: it is left out: " + watch.unreadable[0, 17]]
+    assert watch.look_at([(3, 1)]) == ["row 18 of epoch 1: it cannot be read: " + watch.unreadable[0, 17]]
     with pytest.raises(ValueError, match="took more than"):
         watch.read(0, 17, lambda: None)
     assert watch.read(0, 18, lambda: "fine") == "fine"

@@ -238,7 +238,7 @@ def main(options: dict) -> int:
         state = weights.gather(trainer.vlm, trainer.trained_modules)
         losses = trainer.losses
         if world.rank == 0:
-            files.write_tensors(Path(options["out"] + ".safetensors"), state, {})
+            files.write_tensors(Path(options["out"] + ".safetensors"), state)
     result = {"stop": stop.name if stop is not None else None, "error": error, "step": trainer.at.step}
     result["losses"] = losses if error is None else []
     if error is None:
