@@ -117,6 +117,7 @@ class CachedFeatures:
 class Example:
     """One tokenized sample with its pixels; its length is exact before any device is touched.
 
+    id: never empty; a filler, which keeps processes in step and counts nowhere, has none ("").
     input_ids: int64 [S], VISUAL_SLOT where a visual embedding goes (sum of N over its media). labels: int64 [S].
     frames: uint8 [F, 3, R, R], F = sum(frames_per_medium), possibly 0. frames_per_medium: T of each clip, in the order
     in which their slots stand. skipped: samples that this one replaces. cache: with a feature cache, which clips it
@@ -143,8 +144,8 @@ class Batch:
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
     frames: uint8 [F, 3, R, R]; frames_per_medium: T of each of the M clips, in row-major order of their slots.
     packed: some row holds more than one example (then position_ids carry the borders).
-    ids: the examples' ids. useful: positions that are not padding. skipped: what was left out on the way. lengths: of
-    the examples, in positions. echo: another process works on the same batch and counts it (context parallelism).
+    ids: of the examples, without fillers. useful: positions of these. skipped: what was left out on the way. lengths:
+    of all examples, in positions. echo: another process works on the same batch and counts it (context parallelism).
     cache: with a feature cache, which clips it has; `frames` then holds those of the others alone.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -92,3 +94,11 @@ def test_text_only_batch_has_no_frames_and_skips_are_gathered() -> None:
 def test_no_examples() -> None:
     with pytest.raises(ValueError, match="at least one"):
         collate([], pad_token_id=PAD, packing=True)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_fillers_count_nowhere(packing: bool) -> None:
+    filler = replace(_example(6, 2), id="", labels=torch.full((2,), IGNORE_INDEX))
+    batch = collate([RAGGED[0], filler, RAGGED[2]], pad_token_id=PAD, packing=packing)
+    assert batch.ids == ("1", "3") and batch.useful == 8 and batch.num_label_tokens == 6
+    assert batch.positions == (10 if packing else 15)

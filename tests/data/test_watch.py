@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -144,6 +145,24 @@ def test_processes_that_die_again_and_again_are_an_error(loader: Callable[..., S
     everywhere = loader({number: _crash for number in range(ROWS)}, num_workers=1)
     with pytest.raises(WorkerError, match=r"and so have 3 started in its place; .*--dataset\.num_workers"):
         list(everywhere.iterate(0))
+
+
+def test_leaving_in_the_middle_waits_for_no_decoder(loader: Callable[..., StepLoader]) -> None:
+    class Leave(BaseException):
+        pass
+
+    def leave(*_: object) -> None:
+        raise Leave
+
+    steps = loader({1: _hang, 2: _hang}, timeout=60.0)
+    before = signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    began = time.monotonic()
+    with pytest.raises(Leave):
+        list(steps.iterate(0))
+    signal.signal(signal.SIGALRM, before)
+    steps.close()
+    assert not multiprocessing.active_children() and time.monotonic() - began < 4
 
 
 def test_what_is_unreadable_stays_so_after_a_restart() -> None:
