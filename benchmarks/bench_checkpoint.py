@@ -4,7 +4,8 @@ Ours (`prismatic.train.saver`, everything that a run saves: shards, checksums, c
 `torch.save` of the same tensors, `dcp.save` and `dcp.async_save`, each followed by fsync where it does none itself.
 The gate: what each of them gives back is what was saved, bit for bit.
 
-    python benchmarks/bench_checkpoint.py --mb 273 --repeats 3
+    python benchmarks/bench_checkpoint.py --mb 273,2000 --repeats 3
+    python benchmarks/bench_checkpoint.py --device cuda --mb 50000 --width 4096 --repeats 2
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ from prismatic.dist import World
 from prismatic.train import checkpoint, files, folder, fsdp, staging
 from prismatic.train.saver import Saver
 
-WIDTH, VOCAB = 512, 8000
+VOCAB = 8000
 STATE = {"step": 1, "epoch": 0}
 
 
 class Model(nn.Module):
     """Layers like those of an LLM: a dozen tensors each, of very different sizes."""
 
-    def __init__(self, layers: int, seed: int) -> None:
+    def __init__(self, layers: int, width: int, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.vision_backbone, self.whole_vision = None, False
         self.llm_backbone = nn.Module()
-        self.llm_backbone.embed = nn.Embedding(VOCAB, WIDTH)
+        self.llm_backbone.embed = nn.Embedding(VOCAB, width)
         self.llm_backbone.layers = nn.ModuleList(
             nn.Sequential(
-                *[nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH), nn.LayerNorm(WIDTH)],
-                *[nn.Linear(WIDTH, WIDTH) for _ in range(4)],
+                *[nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.LayerNorm(width)],
+                *[nn.Linear(width, width) for _ in range(4)],
             )
             for _ in range(layers)
         )
@@ -74,11 +75,12 @@ class Times:
 class Subject:
     """A sharded model with an optimizer that has stepped, and the ways to save and load both."""
 
-    def __init__(self, world: World, root: Path, megabytes: float, seed: int = 0) -> None:
-        per_layer = 12 * WIDTH * WIDTH + 13 * WIDTH
-        layers = max(1, round((megabytes * 1e6 / 12 - VOCAB * WIDTH) / per_layer))
-        self.root = root
-        self.vlm = Model(layers, seed)
+    def __init__(self, world: World, root: Path, megabytes: float, width: int = 512, seed: int = 0) -> None:
+        per_layer = 12 * width * width + 13 * width
+        layers = max(1, round((megabytes * 1e6 / 12 - VOCAB * width) / per_layer))
+        self.root, self.device = root, world.device
+        with world.device:
+            self.vlm = Model(layers, width, seed)
         fsdp.shard(
             self.vlm,  # type: ignore[arg-type]
             world,
@@ -132,7 +134,7 @@ def _ours(subject: Subject, target: Subject, times: Times, number: int) -> stagi
     began = time.perf_counter()
     with _loop(times):
         subject.saver.save({**STATE, "step": number}, 1.0)
-    compute(0.2)  # The next forward and backward pass, beside which the copy is made
+    compute(0.2, subject.device)  # The next forward and backward pass, beside which the copy is made
     wall, cpu = time.perf_counter(), time.thread_time()
     subject.saver.copied()  # What the next step of the optimizer does first
     times.blocked[-1] += 1000 * (time.perf_counter() - wall)
@@ -184,14 +186,31 @@ def _dcp(subject: Subject, target: Subject, times: Times, number: int, *, beside
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=float, default=273, help="megabytes of full state (weights and AdamW's moments)")
+    parser.add_argument(
+        "--mb",
+        action=common.Several,
+        read=float,
+        default=[273.0],
+        help="megabytes of full state (weights and AdamW's moments)",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="saves by each; they take turns")
     parser.add_argument("--dir", type=Path, default=None, help="a folder on the disk to write to; default: temporary")
     parser.add_argument("--threads", type=int, default=1, help="threads of the copy")
+    parser.add_argument("--width", type=int, default=512, help="of the layers; of 7B models 4096")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="where the state is; twice, to compare"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("prismatic").setLevel(logging.ERROR)
-    world = dist.start("cpu")
+    world = dist.start(args.device)
+    for megabytes in args.mb:
+        measure(world, megabytes, args)
+    dist.stop()
+
+
+def measure(world: World, megabytes: float, args: argparse.Namespace) -> None:
+    """One size: every one of them in turn, and its lines."""
     runs = {
         "ours": _ours,
         "torch_save": _torch_save,
@@ -199,8 +218,8 @@ def main() -> None:
         "dcp_async": lambda *a: _dcp(*a, beside=True),
     }
     with tempfile.TemporaryDirectory(dir=args.dir) as root:
-        subject = Subject(world, Path(root), args.mb)
-        target = Subject(world, Path(root) / "target", args.mb, seed=1)
+        subject = Subject(world, Path(root), megabytes, args.width)
+        target = Subject(world, Path(root) / "target", megabytes, args.width, seed=1)
         size = staging.num_bytes(subject.tensors()) / 1e6
         copy = _copy_floor(subject)
         times = {name: Times() for name in runs}
@@ -214,15 +233,17 @@ def main() -> None:
         subject.saver.finish()
         _report(times, size, copy, beside, cost.busy)
         target.saver.finish()
-        dist.stop(subject, target)
+        for holder in (subject, target):
+            vars(holder).clear()  # see dist.stop
 
 
-def compute(seconds: float) -> None:
+def compute(seconds: float, device: torch.device) -> None:
     """What a model does all day."""
-    left, right = torch.randn(256, 256), torch.randn(256, 256)
+    left, right = (torch.randn(256, 256, device=device) for _ in range(2))
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         left @ right
+        common.wait(device)
 
 
 def _copy_floor(subject: Subject) -> float:
@@ -234,18 +255,20 @@ def _copy_floor(subject: Subject) -> float:
         began = time.perf_counter()
         for buffer, tensor in zip(buffers, tensors, strict=True):
             buffer.copy_(tensor)
+        common.wait(subject.device)
         best = min(best, time.perf_counter() - began)
     return 1000 * best
 
 
 def _beside(subject: Subject, number: int) -> float:
     """How much longer a computing step takes while a checkpoint is being written: a ratio of medians."""
-    left, right = torch.randn(768, 768), torch.randn(768, 768)
+    left, right = (torch.randn(768, 768, device=subject.device) for _ in range(2))
 
     def step() -> float:
         began = time.perf_counter()
         for _ in range(20):
             left @ right
+        common.wait(subject.device)
         return time.perf_counter() - began
 
     alone, during = [step() for _ in range(15)], []

@@ -1,7 +1,7 @@
 """Clusters of exactly L: ours beside k-means-constrained, capacity-constrained greedy k-means and chance.
 
-    python benchmarks/bench_cluster.py --n 8000 20000 --size 8
-    python benchmarks/bench_cluster.py --n 1000000 --kinds clips --repeats 1
+    python benchmarks/bench_cluster.py --n 8k,20k --L 2,8
+    python benchmarks/bench_cluster.py --n 1M --kinds clips --repeats 1
 
 Peers that cannot finish a size are left out and named: k-means-constrained above 8,000 vectors, greedy above 100,000.
 The gate: every cluster exactly L, no video twice, none lost but the remainder.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import Cost, measured, peak_memory, report
+from common import Cost, Several, amount, measured, peak_memory, report
 from numpy.typing import NDArray
 
 from prismatic.webvid.balanced import balanced_clusters
@@ -137,15 +137,15 @@ def check(labels: Labels, count: int, size: int) -> None:
         raise SystemExit(f"sizes are not exactly {size}: {sorted(set(sizes.tolist()))}")
 
 
-def run(kind: str, count: int, args: argparse.Namespace, folder: Path) -> Cost:
+def run(kind: str, count: int, L: int, args: argparse.Namespace, folder: Path) -> Cost:
     """All that can be run at one size, and its two lines."""
     file = folder / f"{kind}.npy"
-    matrix = embeddings(kind, count, args.dim, args.size, args.seed, file)
-    runs: dict[str, Callable[[], Labels]] = {"ours": lambda: ours(matrix, args.size, args.seed)}
-    if count <= CONSTRAINED_UP_TO and "constrained" in args.peers and count % args.size == 0:
-        runs["constrained"] = lambda: constrained(matrix, args.size, args.seed)
-    if count <= GREEDY_UP_TO and "greedy" in args.peers and count % args.size == 0:
-        runs["greedy"] = lambda: greedy(matrix, args.size, args.seed)
+    matrix = embeddings(kind, count, args.d, L, args.seed, file)
+    runs: dict[str, Callable[[], Labels]] = {"ours": lambda: ours(matrix, L, args.seed)}
+    if count <= CONSTRAINED_UP_TO and "constrained" in args.peers and count % L == 0:
+        runs["constrained"] = lambda: constrained(matrix, L, args.seed)
+    if count <= GREEDY_UP_TO and "greedy" in args.peers and count % L == 0:
+        runs["greedy"] = lambda: greedy(matrix, L, args.seed)
     # Ours takes turns with the peers and the median of its runs counts; peers run once, most of them for minutes.
     first = runs.pop("ours")
     repeated = [timed(first)]
@@ -164,7 +164,7 @@ def run(kind: str, count: int, args: argparse.Namespace, folder: Path) -> Cost:
     values: dict[str, object] = {"ours_runs_cpu_s": [round(value, 3) for value in spread]}
     told = []
     for name, (labels, cost) in found.items():
-        check(labels, count, args.size)
+        check(labels, count, L)
         worth = cohesion(vectors, labels)
         values |= {f"{name}_cpu_s": cost.cpu, f"{name}_wall_s": cost.wall, f"{name}_cohesion": worth}
         values[f"{name}_machine_busy"] = cost.busy
@@ -172,16 +172,16 @@ def run(kind: str, count: int, args: argparse.Namespace, folder: Path) -> Cost:
         if name != "ours":
             values[f"{name}_ratio"] = cost.cpu / found["ours"][1].cpu
             told[-1] += f" ({cost.cpu / found['ours'][1].cpu:.0f}x)"
-    order = np.random.default_rng(args.seed).permutation(count)[: count // args.size * args.size]
+    order = np.random.default_rng(args.seed).permutation(count)[: count // L * L]
     chance = np.full(count, -1, np.int64)
-    chance[order] = np.arange(len(order)) // args.size
+    chance[order] = np.arange(len(order)) // L
     values["random_cohesion"] = cohesion(vectors, chance)
-    values["bound_cohesion"] = cohesion_bound(vectors, args.size, args.seed)
+    values["bound_cohesion"] = cohesion_bound(vectors, L, args.seed)
     told.append(f"random {values['random_cohesion']:.4f}, bound {values['bound_cohesion']:.4f}")
     absent = [p for p in args.peers if p not in found]
-    line = f"{kind}, N={count:,}, D={args.dim}, L={args.size}: {'; '.join(told)}; peak of ours {memory:.2f} GiB"
+    line = f"{kind}, N={count:,}, D={args.d}, L={L}: {'; '.join(told)}; peak of ours {memory:.2f} GiB"
     line += f"; not run at this size: {', '.join(absent)}" if absent else ""
-    setting = {"kind": kind, "n": count, "dim": args.dim, "size": args.size, "seed": args.seed}
+    setting = {"kind": kind, "n": count, "dim": args.d, "size": L, "seed": args.seed}
     report("cluster", line, **setting, **values, peak_gib=memory)
     file.unlink()
     return found["ours"][1]
@@ -190,22 +190,26 @@ def run(kind: str, count: int, args: argparse.Namespace, folder: Path) -> Cost:
 def main() -> None:
     """Parse flags, run every kind at every size, and print the growth of ours over the sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[8000], help="numbers of vectors")
-    parser.add_argument("--dim", type=int, default=512, help="values of a vector")
-    parser.add_argument("--size", type=int, default=8, help="videos of a cluster, L")
-    parser.add_argument("--kinds", nargs="+", default=["clips"], help="clips groups mix spectrum iso")
-    parser.add_argument("--peers", nargs="*", default=["constrained", "greedy"], help="constrained greedy")
+    parser.add_argument("--n", action=Several, read=amount, default=[8000], help="numbers of vectors")
+    parser.add_argument("--d", type=int, default=512, help="values of a vector")
+    parser.add_argument("--L", action=Several, read=int, default=[8], help="videos of a cluster")
+    parser.add_argument(
+        "--kinds", action=Several, default=["clips"], choices=["clips", "groups", "mix", "spectrum", "iso"]
+    )
+    parser.add_argument("--peers", action=Several, default=["constrained", "greedy"], choices=["constrained", "greedy"])
     parser.add_argument("--repeats", type=int, default=3, help="runs of ours at least; the median counts")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the vectors are written meanwhile")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for kind in args.kinds:
-            costs = [run(kind, count, args, Path(folder)) for count in sorted(args.n)]
-            if len(costs) > 1:
-                sizes = np.log(sorted(args.n))
-                slope = float(np.polyfit(sizes, [math.log(cost.cpu) for cost in costs], 1)[0])
-                report("cluster-growth", f"{kind}: CPU-s grow as N^{slope:.2f}", kind=kind, n=args.n, exponent=slope)
+            for L in args.L:
+                costs = [run(kind, count, L, args, Path(folder)) for count in sorted(args.n)]
+                if len(costs) > 1:
+                    sizes = np.log(sorted(args.n))
+                    slope = float(np.polyfit(sizes, [math.log(cost.cpu) for cost in costs], 1)[0])
+                    line = f"{kind}, L={L}: CPU-s grow as N^{slope:.2f}"
+                    report("cluster-growth", line, kind=kind, size=L, n=args.n, exponent=slope)
 
 
 if __name__ == "__main__":

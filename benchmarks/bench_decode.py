@@ -1,6 +1,6 @@
 """Decoding T frames of a clip: ours beside decord, torchcodec and plain PyAV, each at its best threading.
 
-    python benchmarks/bench_decode.py --frames 4 8 16 32 --gop 60 250
+    python benchmarks/bench_decode.py --T 4,8,16,32 --gop 60,250
 
 The clips (H.264, 10 s, 596x336, drifting noise) are made on the spot. Opening the file counts. The gate: ours gives
 exactly the pixels of a plain sequential PyAV decode; a peer whose frames differ by more than rounding of the colour
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from common import best_of, report
+from common import Several, best_of, report
 from numpy.typing import NDArray
 
 from prismatic.video.decode import open_video
@@ -169,10 +169,13 @@ def run_keyframes(clips: list[Path], gop: int, count: int, args: argparse.Namesp
 def main() -> None:
     """Parse flags and run every setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16, 32], help="frames taken of a clip, T")
-    parser.add_argument("--gop", type=int, nargs="+", default=[60, 250], help="frames from keyframe to keyframe")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of each decoder; the best one counts")
-    parser.add_argument("--peers", nargs="*", default=["pyav", "decord", "torchcodec"])
+    parser.add_argument("--T", action=Several, read=int, default=[4, 8, 16, 32], help="frames taken of a clip")
+    parser.add_argument("--gop", action=Several, read=int, default=[60, 250], help="frames from keyframe to keyframe")
+    parser.add_argument(
+        "--threads", action=Several, read=int, default=[1, 2], help="of each decoder; the best one counts"
+    )
+    known = ["pyav", "decord", "torchcodec"]
+    parser.add_argument("--peers", action=Several, default=known, choices=known)
     parser.add_argument("--clips", type=int, default=4, help="clips of a run")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -181,13 +184,13 @@ def main() -> None:
             clips = [Path(folder, f"{gop}-{i}.mp4") for i in range(args.clips)]
             for i, clip in enumerate(clips):
                 make_clip(clip, gop, i)
-            for count in args.frames:
+            for count in args.T:
                 run(clips, gop, count, args)
         for gop in args.gop:
             clips = [Path(folder, f"keys-{gop}-{i}.mp4") for i in range(min(2, args.clips))]
             for i, clip in enumerate(clips):
-                make_clip(clip, gop, i, gop * min(args.frames))
-            run_keyframes(clips, gop, min(args.frames), args)
+                make_clip(clip, gop, i, gop * min(args.T))
+            run_keyframes(clips, gop, min(args.T), args)
 
 
 if __name__ == "__main__":

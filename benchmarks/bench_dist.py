@@ -1,7 +1,7 @@
 """What spreading over processes costs: FSDP2 in one process beside the plain module, and two gloo processes.
 
     python benchmarks/bench_dist.py                       # configuration A, a few minutes
-    python benchmarks/bench_dist.py --config tiny
+    python benchmarks/bench_dist.py --config tiny --nproc 1,2
 
 The gate: the gradients of a step are the same, to 1e-6 of the largest of each weight, from the plain module, from one
 process and from two, over examples of unlike lengths (1, 2 and 4 frames). Imbalance is measured twice: positions that
@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import best_of, report  # first: it quietens threads that wait
+from common import Several, best_of, report  # first: it quietens threads that wait
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,6 +46,8 @@ from prismatic.types import Batch
 FRAMES = (1, 4, 2, 4, 1, 4, 4, 2)
 GLOBAL, PER_DEVICE = 4, 2
 TOLERANCE = 1e-6
+Gradients = dict[str, torch.Tensor]
+Steps = list[list[Batch]]
 
 
 def stage() -> StageConfig:
@@ -60,7 +63,7 @@ def prepared(config: str) -> Any:
     return vlm
 
 
-def read_steps(vlm: Any, folder: Path, world: dist.World) -> list[list[Batch]]:
+def read_steps(vlm: Any, folder: Path, world: dist.World) -> Steps:
     """This process's micro-batches of each step, read before anything is measured."""
     dataset = build_dataset(vlm, folder / "clips.json")
     loader = StepLoader(
@@ -114,7 +117,7 @@ class ShardedSteps:
         self.stepper.update(self.backward(batches))
 
 
-def gradients(vlm: nn.Module) -> dict[str, torch.Tensor]:
+def gradients(vlm: nn.Module) -> Gradients:
     """Whole gradients by name; clears them. Every process calls it."""
     found = {name: p.grad for name, p in trained(vlm).items() if p.grad is not None}
     whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
@@ -122,7 +125,7 @@ def gradients(vlm: nn.Module) -> dict[str, torch.Tensor]:
     return {name: gradient.clone() for name, gradient in whole.items()}
 
 
-def difference(ours: dict[str, torch.Tensor], peer: dict[str, torch.Tensor]) -> float:
+def difference(ours: Gradients, peer: Gradients) -> float:
     """The largest difference, as a share of the largest number of its weight's gradient."""
     assert ours.keys() == peer.keys()
     return max(float((ours[n] - g).abs().max() / g.abs().max().clamp(min=1e-12)) for n, g in peer.items())
@@ -196,6 +199,7 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="A", choices=list(WORKLOADS), help="workload.py has their sizes")
+    parser.add_argument("--nproc", action=Several, read=int, choices=[1, 2], default=[1, 2], help="processes")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each; the best counts")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -204,26 +208,32 @@ def main() -> None:
         work(json.loads(args.worker))
         return
     with tempfile.TemporaryDirectory() as name:
-        measure(args.config, args.repeats, Path(name))
+        measure(args.config, args.repeats, args.nproc, Path(name))
 
 
-def measure(config: str, repeats: int, folder: Path) -> None:
-    """One process beside the plain module, then two processes."""
+def measure(config: str, repeats: int, processes: Sequence[int], folder: Path) -> None:
+    """One process beside the plain module, and two processes, as asked for."""
     write_clips(folder / "clips", FRAMES)
     world = dist.start("cpu")
     vlm = prepared(config)
     steps = read_steps(vlm, folder / "clips", world)
-    plain, ours = PlainSteps(vlm), ShardedSteps(copy.deepcopy(vlm), world)
+    plain = PlainSteps(vlm)
+    sharded = copy.deepcopy(vlm) if 1 in processes else None
     plain.backward(steps[0])
-    ours.backward(steps[0])
     expected = gradients(plain.vlm)
-    alone = difference(gradients(ours.vlm), expected)
-    pair = run_pair(config, repeats, folder)
-    two = difference(torch.load(folder / "gradients.pt", weights_only=True), expected)
-    if max(alone, two) > TOLERANCE:
-        raise SystemExit(f"the gradients differ: by {alone:.2g} in one process, by {two:.2g} in two")
-    for steps_ in (plain, ours):
-        steps_.step(steps[0])  # Allocations and optimizer states of the first step
+    plain.step(steps[0])  # Allocations and optimizer states of the first step
+    if sharded is not None:
+        in_one(config, plain, ShardedSteps(sharded, world), steps, expected, repeats)
+    if 2 in processes:
+        in_two(config, expected, repeats, folder)
+    dist.stop()
+
+
+def in_one(config: str, plain: PlainSteps, ours: ShardedSteps, steps: Steps, expected: Gradients, repeats: int) -> None:
+    """What FSDP2 costs where there is nothing to share."""
+    ours.backward(steps[0])
+    apart = _gate(gradients(ours.vlm), expected)
+    ours.step(steps[0])
 
     def epoch(kind: PlainSteps | ShardedSteps) -> None:
         for batches in steps:
@@ -231,31 +241,52 @@ def measure(config: str, repeats: int, folder: Path) -> None:
 
     (_, peer), (_, own) = best_of(repeats, lambda: epoch(plain), lambda: epoch(ours))
     overhead = own.cpu / peer.cpu - 1
+    report(
+        "dist",
+        f"config {config}: FSDP2 in one process {own.cpu / len(steps):.3f} CPU-s a step, plain module "
+        f"{peer.cpu / len(steps):.3f}: {overhead:+.1%} (target 5 %); gradients equal to {apart:.1g}; "
+        f"{own.busy:.0%} of the cores in use meanwhile",
+        config=config,
+        processes=1,
+        overhead=overhead,
+        ours_cpu=own.cpu / len(steps),
+        plain_cpu=peer.cpu / len(steps),
+        gradient_difference=apart,
+        busy=own.busy,
+    )
+    vars(ours).clear()  # see dist.stop
+
+
+def in_two(config: str, expected: Gradients, repeats: int, folder: Path) -> None:
+    """How equal the shares of two processes are, and what they send."""
+    pair = run_pair(config, repeats, folder)
+    apart = _gate(torch.load(folder / "gradients.pt", weights_only=True), expected)
     cpu = [rank["cpu"] / pair["steps"] for rank in pair["ranks"]]
     imbalance = abs(cpu[0] - cpu[1]) / (sum(cpu) / 2)
     packed, padded = planned_imbalance(True), planned_imbalance(False)
     report(
         "dist",
-        f"config {config}: FSDP2 in one process {own.cpu / len(steps):.3f} CPU-s a step, plain module "
-        f"{peer.cpu / len(steps):.3f}: {overhead:+.1%} (target 5 %); two processes {cpu[0]:.3f} and {cpu[1]:.3f} CPU-s "
-        f"each ({imbalance:.1%} apart), {pair['sent'] / 2**20:.1f} MiB handed to collectives a step and process; "
-        f"positions of two processes over mixed 1/4/8/16 frames: {packed[0]:.2%} apart on average when packed "
-        f"(at most {packed[1]:.2%}), {padded[0]:.1%} when padded (target 3 %); gradients equal to "
-        f"{max(alone, two):.1g}; {own.busy:.0%} of the cores in use meanwhile",
+        f"config {config}: two processes {cpu[0]:.3f} and {cpu[1]:.3f} CPU-s a step ({imbalance:.1%} apart), "
+        f"{pair['sent'] / 2**20:.1f} MiB handed to collectives a step and process; positions of two processes over "
+        f"mixed 1/4/8/16 frames: {packed[0]:.2%} apart on average when packed (at most {packed[1]:.2%}), "
+        f"{padded[0]:.1%} when padded (target 3 %); gradients equal to {apart:.1g}",
         config=config,
-        overhead=overhead,
-        ours_cpu=own.cpu / len(steps),
-        plain_cpu=peer.cpu / len(steps),
+        processes=2,
         two_process_cpu=cpu,
         imbalance_cpu=imbalance,
         imbalance_packed=packed[0],
         imbalance_packed_worst=packed[1],
         imbalance_padded=padded[0],
         mib_sent=pair["sent"] / 2**20,
-        gradient_difference=max(alone, two),
-        busy=own.busy,
+        gradient_difference=apart,
     )
-    dist.stop(ours)
+
+
+def _gate(found: Gradients, expected: Gradients) -> float:
+    apart = difference(found, expected)
+    if apart > TOLERANCE:
+        raise SystemExit(f"the gradients differ by {apart:.2g}: no figures")
+    return apart
 
 
 def run_pair(config: str, rounds: int, folder: Path) -> dict[str, Any]:

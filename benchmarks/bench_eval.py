@@ -1,6 +1,6 @@
 """Evaluation: `evaluate()` as scripts/evaluate.py runs it, beside a plain loop over the rows, one at a time.
 
-    python benchmarks/bench_eval.py --config A --clips 8 --per_clip 1 4
+    python benchmarks/bench_eval.py --config A --clips 8 --per_clip 1,4
 
 Plain: PIL on PNG frames, every block of the vision backbone and the whole prompt for each row, no batches, as in
 bench_generate.py. The gate: the same answers. per_clip: questions about each clip; most benchmarks have several.
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bench_generate import plain, use_torch_linear
-from common import best_of, report
+from common import Several, best_of, report
 from transformers.utils.logging import set_verbosity_error
 from workload import WORKLOADS, build_model, captions, write_clips
 
@@ -115,10 +115,10 @@ def measure(name: str, aggregator: str, num_clips: int, per_clip: int, batch: in
 def main() -> None:
     """Parse and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", choices=sorted(WORKLOADS), default=["tiny", "A"], help="see workload.py")
+    parser.add_argument("--config", action=Several, choices=list(WORKLOADS), default=["tiny", "A"])
     parser.add_argument("--aggregator", default="concat", help="how frames become tokens")
     parser.add_argument("--clips", type=int, default=8, help="different clips")
-    parser.add_argument("--per_clip", type=int, nargs="+", default=[1, 4], help="questions about each")
+    parser.add_argument("--per_clip", action=Several, read=int, default=[1, 4], help="questions about each")
     parser.add_argument("--batch", type=int, default=16, help="rows of a batch")
     parser.add_argument("--new", type=int, default=24, help="longest answer, tokens")
     args = parser.parse_args()

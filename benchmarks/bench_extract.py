@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_decode import FPS, SAME_FRAME, make_clip
-from common import Cost, report
+from common import Cost, Several, report
 from PIL import Image
 
 from prismatic.conf.webvid import CatalogConfig
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, nargs="*", default=[], help="files to take instead of made ones")
     parser.add_argument("--frames", type=int, default=16, help="frames taken of a clip")
     parser.add_argument("--vision_backbone_id", default="tiny-vit")
-    parser.add_argument("--what", nargs="+", default=["extract", "embed"], choices=["extract", "embed"])
+    parser.add_argument("--what", action=Several, default=["extract", "embed"], choices=["extract", "embed"])
     parser.add_argument("--num_workers", type=int, default=1, help="processes that decode, of ours")
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()

@@ -6,7 +6,7 @@ is reported before cached features are bit for bit those computed now, and the l
 
     python benchmarks/bench_features.py                         # all three, about two minutes on an idle core
     python benchmarks/bench_features.py --config A --repeats 3
-    python benchmarks/bench_features.py --config A,C --aggregator stpool
+    python benchmarks/bench_features.py --config A,C --aggregator stpool,pool2,mean
 
 With --aggregator ours aggregates the frames, which is another model, against the reference with all tokens
 (benchmark 3); the gate is then a plain implementation of that aggregator.
@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.common import Cost, best_of, report  # noqa: I001  before torch: it says how idle threads wait
-
 import torch
+import workload
+from common import Cost, Several, best_of, report
+from reference import Reference, read_batch
 from torch import nn
 
-from benchmarks import workload
-from benchmarks.reference import Reference, read_batch
 from prismatic.data.feature_cache import FeatureCache
 from prismatic.data.feature_cache_reader import CachedReader
 from prismatic.data.feature_cache_writer import FeatureWriter
@@ -177,20 +175,20 @@ def run(config: str, aggregator: str, args: argparse.Namespace, folder: Path) ->
     )
 
 
-def main() -> None:
-    """Parse and run."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse (the command line by default) and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="A,B,C", help=f"of {', '.join(workload.WORKLOADS)}")
-    parser.add_argument("--aggregator", default="concat", help=f"of {', '.join(workload.AGGREGATORS)}")
+    parser.add_argument("--config", action=Several, default=["A", "B", "C"], choices=list(workload.WORKLOADS))
+    parser.add_argument("--aggregator", action=Several, default=["concat"], choices=list(workload.AGGREGATORS))
     parser.add_argument("--examples", type=int, default=4, help="examples of an epoch")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each path; the cheapest counts")
     parser.add_argument("--dtype", default="float32", choices=LOSS_TOLERANCE, help="precision of the cache")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    for config in args.config.split(","):
+    for config in args.config:
         with tempfile.TemporaryDirectory() as folder:
-            for aggregator in args.aggregator.split(","):
+            for aggregator in args.aggregator:
                 run(config, aggregator, args, Path(folder, aggregator))
 
 

@@ -1,6 +1,6 @@
 """Asking: ours beside a plain `generate` as the older systems had it, and beside Transformers' own on our embeddings.
 
-    python benchmarks/bench_generate.py --config A C --batch 8 --new 32
+    python benchmarks/bench_generate.py --config A,C --T 4,16 --bs 1,8
 
 Plain: PIL on PNG frames, every block of the vision backbone, logits of all positions of the prompt, the library's
 cache, one prompt at a time. The gate: the same greedy tokens, all of them, or no ratio. TTFT is a question about a clip
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Cost, best_of, report
+from common import Cost, Several, best_of, report
 from reference import read_pixels
 from torch import nn
 from transformers.utils import logging
-from workload import WORKLOADS, build_model, write_clips
+from workload import WORKLOADS, Workload, build_model, write_clips
 
 from prismatic.models.linear import OneDNNLinear
 from prismatic.models.vlm import PrismaticVLM
@@ -60,9 +61,10 @@ def plain(vlm: PrismaticVLM, clip: Path, question: str, new: int) -> Ids:
 def plain_embeds(vlm: PrismaticVLM, clip: Path, question: str) -> torch.Tensor:
     """A prompt with its visual tokens, [1, S, D]."""
     tower, tokenizer = vlm.vision_backbone, vlm.llm_backbone.tokenizer
+    like = next(vlm.parameters())
     ids = tokenize_prompt(prompt_of(vlm, question), [], tokenizer=tokenizer, layout="after-bos")
-    text = vlm.llm_backbone.embed(torch.tensor([ids]))
-    pixels = read_pixels([str(path) for path in sorted(clip.iterdir())], tower.image_spec)
+    text = vlm.llm_backbone.embed(torch.tensor([ids], device=like.device))
+    pixels = read_pixels([str(path) for path in sorted(clip.iterdir())], tower.image_spec).to(like)
     features = tower.featurizer.get_intermediate_layers(pixels, n={tower.block_index})[0]
     visual = vlm.projector(vlm.aggregator(features, [len(pixels)]))[None]
     return torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
@@ -73,7 +75,7 @@ def run(vlm: PrismaticVLM, embeds: torch.Tensor, new: int, **more: Any) -> Ids:
     """Transformers' `generate`, greedy, on embeddings [1, S, D]."""
     return vlm.llm_backbone.llm.generate(
         inputs_embeds=embeds,
-        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        attention_mask=embeds.new_ones(embeds.shape[:2], dtype=torch.long),
         max_new_tokens=new,
         do_sample=False,
         eos_token_id=-1,
@@ -111,17 +113,19 @@ def first_token(vlm: PrismaticVLM, peer: PrismaticVLM, clip: Path, repeats: int)
     return ours[1], theirs[1], slowest
 
 
-def decoding(vlm: PrismaticVLM, peer: PrismaticVLM, clip: Path, batch: int, new: int, repeats: int) -> list[float]:
-    """Tokens per CPU-second behind the first one: of ours for one question and for `batch`, of Transformers'."""
+def decoding(
+    vlm: PrismaticVLM, peer: PrismaticVLM, clip: Path, args: argparse.Namespace
+) -> tuple[dict[int, float], float]:
+    """Tokens per CPU-second behind the first one: of ours by the number of questions at once, and of Transformers'."""
     embeds = plain_embeds(peer, clip, QUESTION)
-    runs = [
-        lambda n: ask(vlm, [str(clip)], [QUESTION], n),
-        lambda n: ask(vlm, [str(clip)] * batch, [QUESTION] * batch, n),
+    runs: list[Callable[[int], Ids]] = [
+        *(lambda n, many=many: ask(vlm, [str(clip)] * many, [QUESTION] * many, n) for many in args.bs),
         lambda n: run(peer, embeds, n),
     ]
-    costs = best_of(repeats, *(lambda r=r, n=n: r(n) for r in runs for n in (1, 1 + new)))
-    rates = [new / max(1e-9, costs[i + 1][1].cpu - costs[i][1].cpu) for i in (0, 2, 4)]
-    return [rates[0], rates[1] * batch, rates[2]]
+    costs = best_of(args.repeats, *(lambda r=r, n=n: r(n) for r in runs for n in (1, 1 + args.new)))
+    few, more = ([cost.cpu for _, cost in costs[at::2]] for at in (0, 1))
+    rates = [args.new / max(1e-9, b - a) for a, b in zip(few, more, strict=True)]
+    return {many: many * rate for many, rate in zip(args.bs, rates[:-1], strict=True)}, rates[-1]
 
 
 def use_torch_linear(model: nn.Module) -> None:
@@ -131,27 +135,26 @@ def use_torch_linear(model: nn.Module) -> None:
             module.__class__ = nn.Linear
 
 
-def measure(name: str, aggregator: str, batch: int, new: int, repeats: int) -> None:
+def measure(workload: Workload, name: str, aggregator: str, args: argparse.Namespace) -> None:
     """One configuration: the gate, the costs, two lines."""
-    workload = WORKLOADS[name]
     vlm, peer = (build_model(workload, aggregator).eval() for _ in range(2))
     use_torch_linear(peer)
     with tempfile.TemporaryDirectory() as folder:
-        write_clips(Path(folder) / "clips", [workload.num_frames] * batch)
+        write_clips(Path(folder) / "clips", [workload.num_frames] * max(args.bs))
         clips = sorted(path for path in (Path(folder) / "clips").iterdir() if path.is_dir())
         same = same_tokens(vlm, peer, clips, 4)
-        ours, theirs, second = first_token(vlm, peer, clips[0], repeats)
-        one, many, library = decoding(vlm, peer, clips[0], batch, new, repeats)
+        ours, theirs, second = first_token(vlm, peer, clips[0], args.repeats)
+        rates, library = decoding(vlm, peer, clips[0], args)
     ratios = {
         "ttft": theirs.cpu / ours.cpu,
         "second": theirs.cpu / second.cpu,
-        "decode": one / library,
-        "decode_batch": many / library,
+        **{f"decode_{many}": rate / library for many, rate in rates.items()},
     }
+    told = ", ".join(f"{many} at once {rate:.0f}" for many, rate in rates.items())
     line = (
         f"{name} {aggregator}, {workload.num_frames} frames: first token {ours.cpu * 1e3:.0f} CPU-ms (plain "
-        f"{theirs.cpu * 1e3:.0f}), of a second question {second.cpu * 1e3:.1f}; decoding {one:.0f} tokens per "
-        f"CPU-second (plain {library:.0f}), {batch} at once {many:.0f}; "
+        f"{theirs.cpu * 1e3:.0f}), of a second question {second.cpu * 1e3:.1f}; tokens decoded per "
+        f"CPU-second: {told}, plain {library:.0f}; "
     )
     line += ", ".join(f"{k} {v:.1f}x" for k, v in ratios.items()) if same else "OTHER TOKENS: no ratio"
     report(
@@ -159,14 +162,13 @@ def measure(name: str, aggregator: str, batch: int, new: int, repeats: int) -> N
         line,
         config=name,
         aggregator=aggregator,
-        batch=batch,
+        num_frames=workload.num_frames,
         same_tokens=same,
         ttft_ms=ours.cpu * 1e3,
         ttft_wall_ms=ours.wall * 1e3,
         plain_ttft_ms=theirs.cpu * 1e3,
         second_ms=second.cpu * 1e3,
-        tokens_per_s=one,
-        batch_tokens_per_s=many,
+        tokens_per_s={str(many): rate for many, rate in rates.items()},
         plain_tokens_per_s=library,
         busy=ours.busy,
         **(ratios if same else {}),
@@ -176,17 +178,21 @@ def measure(name: str, aggregator: str, batch: int, new: int, repeats: int) -> N
 def main() -> None:
     """Parse and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", choices=sorted(WORKLOADS), default=["A", "C"], help="see workload.py")
-    parser.add_argument("--aggregator", nargs="+", default=["concat", "st-pool"], help="how frames become tokens")
-    parser.add_argument("--batch", type=int, default=8, help="clips asked about at once")
+    parser.add_argument("--config", action=Several, choices=list(WORKLOADS), default=["A", "C"])
+    parser.add_argument(
+        "--T", action=Several, read=int, default=[], help="frames of a clip; those of the config by default"
+    )
+    parser.add_argument("--aggregator", action=Several, default=["concat", "st-pool"], help="how frames become tokens")
+    parser.add_argument("--bs", action=Several, read=int, default=[1, 8], help="questions at once")
     parser.add_argument("--new", type=int, default=32, help="tokens to decode")
     parser.add_argument("--repeats", type=int, default=2, help="the best of so many counts")
     args = parser.parse_args()
     logging.set_verbosity_error()  # about the end token that no answer has, so that all are of one length
     torch.set_num_threads(1)  # CPU-seconds of one core: ratios then do not depend on how threads wait
     for name in args.config:
-        for aggregator in args.aggregator:
-            measure(name, aggregator, args.batch, args.new, args.repeats)
+        for T in args.T or [WORKLOADS[name].num_frames]:
+            for aggregator in args.aggregator:
+                measure(replace(WORKLOADS[name], num_frames=T), name, aggregator, args)
 
 
 if __name__ == "__main__":

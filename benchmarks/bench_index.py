@@ -1,6 +1,6 @@
 """Annotations of many rows: ours beside json.load, as the older code read them.
 
-    python benchmarks/bench_index.py --rows 200000 1000000
+    python benchmarks/bench_index.py --n 200k,1M
 
 A file of JSON rows like those of WebVid is written, and each side is measured in a process of its own: seconds to open
 it, memory a row, seconds until the first step of an epoch is planned, and until a step in the middle of a later epoch
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import measured, report
+from common import Several, amount, measured, report
 
 GLOBAL_BATCH, PER_DEVICE = 256, 8
 PEER_UP_TO = 1_000_000  # rows; it takes some 2.5 KB each
@@ -115,7 +115,7 @@ def peer(path: Path, rows: int) -> dict[str, Any]:
 
 def apart(side: str, path: Path, rows: int) -> dict[str, Any]:
     """What a side measures, in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, str(path), "--rows", str(rows)]
+    command = [sys.executable, __file__, "--side", side, str(path), "--n", str(rows)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
@@ -149,14 +149,16 @@ def compare(rows: int) -> None:
 def main() -> None:
     """Parse flags; one line for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_000_000], help="10000000 takes 12 minutes")
+    parser.add_argument(
+        "--n", action=Several, read=amount, default=[200_000, 1_000_000], help="rows; 10M take 12 minutes"
+    )
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "FILE"), help="measure one side in this process")
     args = parser.parse_args()
     if args.side:
         side, path = args.side
-        print(json.dumps({"ours": ours, "peer": peer}[side](Path(path), args.rows[0])))
+        print(json.dumps({"ours": ours, "peer": peer}[side](Path(path), args.n[0])))
         return
-    for rows in args.rows:
+    for rows in args.n:
         compare(rows)
 
 

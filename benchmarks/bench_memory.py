@@ -1,6 +1,6 @@
 """Memory of a training step by visual tokens: ours beside the plain reference step, both with recomputed layers.
 
-    python benchmarks/bench_memory.py --frames 8 32
+    python benchmarks/bench_memory.py --T 8,32
 
 Each step runs in a process of its own, on one clip, and tells the largest memory it had. The slope over the numbers of
 frames is what one more visual token costs; the rest (PyTorch, weights, AdamW) is the same for any clip. The gate: both
@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from common import peak_memory, report
+from common import Several, peak_memory, report
 from workload import WORKLOADS
 
 LOSS_GATE = 1e-5
@@ -47,7 +47,7 @@ def child(side: str, frames: int, recompute: str) -> None:
 
 def measure(side: str, frames: int, recompute: str) -> dict[str, float]:
     """What `child` says, from a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", side, "--frames", str(frames)]
+    command = [sys.executable, "-W", "ignore", __file__, "--child", side, "--T", str(frames)]
     done = subprocess.run([*command, "--recompute", recompute], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} with {frames} frames failed:\n{done.stderr[-2000:]}")
@@ -61,16 +61,16 @@ def slope(small: dict[str, float], large: dict[str, float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[8, 32], help="the fewest and the most frames")
+    parser.add_argument("--T", action=Several, read=int, default=[8, 32], help="the fewest and the most frames")
     parser.add_argument("--recompute", default="full", choices=["none", "selective", "full"], help="ours")
     parser.add_argument("--gib", type=float, default=20.0)
     parser.add_argument("--child", choices=["ours", "reference"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        return child(args.child, args.frames[0], args.recompute)
-    few, many = min(args.frames), max(args.frames)
+        return child(args.child, args.T[0], args.recompute)
+    few, many = min(args.T), max(args.T)
     if few == many:
-        parser.error("--frames takes two different numbers")
+        parser.error("--T takes two different numbers")
     found = {side: [measure(side, n, args.recompute) for n in (few, many)] for side in ("ours", "reference")}
     worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(*found.values(), strict=True))
     ours, peer = slope(*found["ours"]), slope(*found["reference"])

@@ -1,6 +1,6 @@
 """Packed rows beside padded ones: the LLM's part of a training step on clips of mixed lengths.
 
-    python benchmarks/bench_pack.py --frames 1 4 8 16 --global_batch 32 --batch 8
+    python benchmarks/bench_pack.py --mix 1,4,8,16 --global_batch 32 --batch 8
 
 Three ways through the same examples with the same weights, forward and backward: each row padded to the longest of a
 batch drawn at random (as LLaVA's collator does), the same with like lengths together over the global batch (as
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import best_of, report
+from common import Several, best_of, report
 from numpy.typing import NDArray
 
 from prismatic.data import plan
@@ -141,7 +141,7 @@ def imbalance(lengths: NDArray[np.int64], groups: int, processes: int) -> float:
 def main() -> None:
     """Gate, then measure the three ways in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 8, 16], help="clips have one of these counts")
+    parser.add_argument("--mix", action=Several, read=int, default=[1, 4, 8, 16], help="clips have one of these counts")
     parser.add_argument("--per_frame", type=int, default=144, help="visual tokens of a frame")
     parser.add_argument("--global_batch", type=int, default=32, help="examples of an optimizer step")
     parser.add_argument("--batch", type=int, default=8, help="examples of a forward pass, on average where packed")
@@ -153,7 +153,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     llm = make_llm(args.layers, args.width)
-    examples = make_examples(args.examples, args.frames, args.per_frame, 0)
+    examples = make_examples(args.examples, args.mix, args.per_frame, 0)
     apart = gate(llm, examples[: args.batch])
     if apart > 1e-5:
         raise SystemExit(f"packed and alone differ by {apart:.1e}: no ratio")
@@ -170,7 +170,7 @@ def main() -> None:
         f"{name} {speed[name]:,.0f} ({padding[name]:.1%} padding{_ratio(name, speed)})" for name in batches
     )
     line = (
-        f"clips of {'/'.join(map(str, args.frames))} frames, {args.batch} a pass: useful tokens a CPU-s: {told}; "
+        f"clips of {'/'.join(map(str, args.mix))} frames, {args.batch} a pass: useful tokens a CPU-s: {told}; "
         f"{planned / 1e6:.1f} M examples planned a CPU-s, two processes {skew:.1%} apart, equal to {apart:.0e}"
     )
     values = {f"{name}_tokens_per_cpu_s": speed[name] for name in batches}

@@ -1,6 +1,6 @@
 """How cost grows with the number of frames: a training step, the LLM's part of it, and reading the frames.
 
-    python benchmarks/bench_scaling.py --frames 1 2 4 8 16 32 64
+    python benchmarks/bench_scaling.py --T 1..64
 
 CPU-seconds and memory of one step (forward and backward of one example, config C of workload.py with T frames) for
 each T, and the exponent of T: the slope of a line through the logarithms, over all T and over the last three. Memory is
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import measured, report
+from common import Several, doubling, measured, report
 from workload import WORKLOADS, build_dataset, build_loader, build_model, write_clips
 
 from prismatic.models.vlm import PrismaticVLM
@@ -95,26 +95,26 @@ def costs_of(aggregator: str, T: int, repeats: int, peak: bool) -> dict[str, flo
 def main() -> None:
     """Parse, measure, two lines for each aggregator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", "--T", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="values of T")
-    parser.add_argument("--aggregator", nargs="+", default=["concat", "st-pool"], help="how frames become tokens")
+    parser.add_argument("--T", action=Several, read=doubling, default=doubling("1..64"), help="frames of a clip")
+    parser.add_argument("--aggregator", action=Several, default=["concat", "st-pool"], help="how frames become tokens")
     parser.add_argument("--repeats", type=int, default=1, help="the best of so many counts")
     args = parser.parse_args()
     torch.set_num_threads(1)  # CPU-seconds of one core do not depend on how threads wait
     tables: dict[str, dict[str, list[float]]] = {aggregator: {} for aggregator in args.aggregator}
     for peak in (False, True):  # memory last: counting it makes what follows slower
-        for aggregator, T in itertools.product(args.aggregator, args.frames):
+        for aggregator, T in itertools.product(args.aggregator, args.T):
             for name, value in costs_of(aggregator, T, args.repeats, peak).items():
                 tables[aggregator].setdefault(name, []).append(value)
     for aggregator, found in tables.items():
-        slopes = {name: exponent(args.frames, values) for name, values in found.items()}
-        last = {name: exponent(args.frames[-3:], values[-3:]) for name, values in found.items()}
+        slopes = {name: exponent(args.T, values) for name, values in found.items()}
+        last = {name: exponent(args.T[-3:], values[-3:]) for name, values in found.items()}
         names = {"step_s": "step", "llm_s": "its LLM", "read_s": "reading", "peak_mib": "memory"}
         line = ", ".join(f"{said} {slopes[name]:.2f} ({last[name]:.2f})" for name, said in names.items())
         report(
             "scaling",
-            f"{aggregator}, T {args.frames[0]} to {args.frames[-1]}: exponents over all (over the last three) {line}",
+            f"{aggregator}, T {args.T[0]} to {args.T[-1]}: exponents over all (over the last three) {line}",
             aggregator=aggregator,
-            frames=args.frames,
+            frames=args.T,
             exponents=slopes,
             exponents_last=last,
             **{name: [round(value, 4) for value in values] for name, values in found.items()},

@@ -1,7 +1,8 @@
 """A training step: ours beside the plain reference step, the same model, data and optimizer, in CPU-seconds.
 
-    python benchmarks/bench_train.py --config A B C
-    python benchmarks/bench_train.py --config A C --aggregator stpool pool2 mean
+    python benchmarks/bench_train.py --config A,B,C
+    python benchmarks/bench_train.py --config A,C --aggregator stpool,pool2,mean
+    python benchmarks/bench_train.py --config A,B,C --feature-cache                     # bench_features.py
 
 Both sides read PNG frames, compute, and update the weights, step by step in turn. The gate: the losses of all steps
 agree to 1e-5, and after them the weights have moved the same way. With --aggregator ours aggregates the frames, which
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import Cost, measured, report
+from common import Cost, Several, measured, report
 from reference import Reference, read_batch
 from workload import (
     AGGREGATORS,
@@ -48,10 +49,18 @@ LOSS_GATE, WEIGHT_GATE = 1e-5, 1e-3
 class Ours:
     """Our own step on `vlm` (changed in place): sharded over this one process, as training does it."""
 
-    def __init__(self, vlm: PrismaticVLM, world: dist.World, recompute: str = "none", compiled: bool = False) -> None:
-        stage = ModelConfig(finetune_learning_rate=LEARNING_RATE).stage("finetune")
-        use_attention(vlm.llm_backbone, "auto", world.device, half=False)
-        options = {"mixed_precision": False, "reduce_fp32": False}
+    def __init__(
+        self,
+        vlm: PrismaticVLM,
+        world: dist.World,
+        recompute: str = "none",
+        compiled: bool = False,
+        optimizer: str = "adamw",
+    ) -> None:
+        stage = ModelConfig(finetune_learning_rate=LEARNING_RATE, finetune_optimizer=optimizer).stage("finetune")
+        half = world.device.type == "cuda"
+        use_attention(vlm.llm_backbone, "auto", world.device, half)
+        options = {"mixed_precision": half, "reduce_fp32": False}
         fsdp.shard(vlm, world, stage.train_strategy, recompute=recompute, compile_blocks=compiled, **options)
         self.vlm = vlm
         vlm.train()
@@ -148,15 +157,24 @@ def run(config: str, aggregator: str, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", default=["A", "B", "C"], choices=list(WORKLOADS))
-    parser.add_argument("--aggregator", nargs="*", default=[], choices=list(AGGREGATORS))
+    parser.add_argument("--config", action=Several, default=["A", "B", "C"], choices=list(WORKLOADS))
+    parser.add_argument("--aggregator", action=Several, default=["concat"], choices=list(AGGREGATORS))
+    parser.add_argument("--feature-cache", action="store_true", help="ours with and without cached features instead")
+    parser.add_argument(
+        "--peer", default="upstream", choices=["upstream"], help="the plain step of reference.py: the one there is"
+    )
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps of each side; the best one counts")
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "full"], help="ours")
     parser.add_argument("--compile", action="store_true", help="ours: torch.compile per block (more --steps then)")
     args = parser.parse_args()
+    if args.feature_cache:
+        import bench_features
+
+        bench_features.main(["--config", *args.config, "--aggregator", *args.aggregator])
+        return
     args.world = dist.start("cpu")
     for config in args.config:
-        for aggregator in args.aggregator or ["concat"]:
+        for aggregator in args.aggregator:
             run(config, aggregator, args)
     dist.stop()
 

@@ -1,7 +1,7 @@
 """Weaving N clips in clusters of L: `webvid.py weave`, from files to a file, beside the older loop.
 
-    python benchmarks/bench_weave.py --n 80000 --loop_n 4000 8000
-    python benchmarks/bench_weave.py --n 10000000 --loop_n
+    python benchmarks/bench_weave.py --n 80k --loop_n 4k,8k
+    python benchmarks/bench_weave.py --n 10M --loop_n
 
 Beside it: weaving while training (`--dataset.weave`), CPU-seconds of an epoch's start and of each example.
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from common import measured, peak_memory, report
+from common import Several, amount, measured, peak_memory, report
 
 from prismatic.conf.webvid import WeaveConfig
 from prismatic.webvid.catalog import SCHEMA
@@ -122,22 +122,22 @@ def older_loop(folder: Path, size: int, seed: int) -> list[dict[str, Any]]:
 
 def run(count: int, args: argparse.Namespace, with_loop: bool) -> None:
     """One size: ours, the loop where it is asked for, the gate, and the two lines."""
-    values: dict[str, Any] = {"n": count, "size": args.size}
+    values: dict[str, Any] = {"n": count, "size": args.L}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        make_input(folder, count, args.size, args.seed)
+        make_input(folder, count, args.L, args.seed)
         with measured() as cost:
             ours(folder, args.seed)
         values |= {"ours_cpu_s": cost.cpu, "ours_wall_s": cost.wall, "peak_gib": peak_memory()}
-        line = f"N={count:,}, L={args.size}: ours {cost.cpu:.2f} CPU-s"
+        line = f"N={count:,}, L={args.L}: ours {cost.cpu:.2f} CPU-s"
         if with_loop:
             with measured() as slow:
-                rows = older_loop(folder, args.size, args.seed)
+                rows = older_loop(folder, args.L, args.seed)
             if json.loads((folder / "woven.json").read_text()) != rows:
                 raise SystemExit("the older loop's rows are not ours")
             values |= {"loop_cpu_s": slow.cpu, "loop_ratio": slow.cpu / cost.cpu, "identical": True}
             line += f"; older loop {slow.cpu:.2f} CPU-s ({slow.cpu / cost.cpu:.0f}x), identical rows"
-        start, each = while_training(folder, args.size, args.seed)
+        start, each = while_training(folder, args.L, args.seed)
         values |= {"online_epoch_cpu_s": start, "online_example_cpu_s": each}
         line += f"; {values['peak_gib']:.2f} GiB"
         line += f"; while training {1e3 * start:.1f} ms an epoch, {1e6 * each:.0f} us an example"
@@ -147,14 +147,16 @@ def run(count: int, args: argparse.Namespace, with_loop: bool) -> None:
 def main() -> None:
     """Parse flags and run the sizes, small ones first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[80000], help="clips, ours alone")
-    parser.add_argument("--loop_n", type=int, nargs="*", default=[4000, 8000], help="clips, beside the older loop")
-    parser.add_argument("--size", type=int, default=8, help="videos of a cluster, L; divides 16")
+    parser.add_argument("--n", action=Several, read=amount, default=[80000], help="clips, ours alone")
+    parser.add_argument(
+        "--loop_n", action=Several, read=amount, default=[4000, 8000], help="clips, beside the older loop"
+    )
+    parser.add_argument("--L", type=int, default=8, help="videos of a cluster; divides 16")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the files are written meanwhile")
     args = parser.parse_args()
-    if FRAMES % args.size:
-        parser.error(f"--size must divide {FRAMES}")
+    if FRAMES % args.L:
+        parser.error(f"--L must divide {FRAMES}")
     for count in sorted({*args.n, *args.loop_n}):
         run(count, args, count in args.loop_n)
 

@@ -1,7 +1,8 @@
-"""What every benchmark prints and measures with: one JSON line, one line to read, CPU-seconds of this process."""
+"""What all benchmarks share: lists on the command line, CPU-seconds of this process, the two lines that are printed."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,44 @@ for _name, _value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
     os.environ.setdefault(_name, _value)
 
 T = TypeVar("T")
+
+
+class Several(argparse.Action):
+    """Values with commas or blanks between them: `--n 8k,20k` and `--n 8k 20k`. read: makes a value of a text."""
+
+    def __init__(self, *args: Any, read: Callable[[str], Any] = str, choices: Any = None, **more: Any) -> None:
+        super().__init__(*args, nargs="*", **more)
+        self.read, self.known = read, choices
+        if choices is not None:
+            self.help = f"{self.help + '; ' if self.help else ''}of {', '.join(map(str, choices))}"
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, texts: Any, option: str | None = None) -> None:
+        """Raises ArgumentError for what cannot be read, or is not known."""
+        found: list[Any] = []
+        for text in [part for whole in texts for part in whole.split(",") if part]:
+            try:
+                value = self.read(text)
+            except ValueError as error:
+                raise argparse.ArgumentError(self, str(error)) from error
+            if self.known is not None and value not in self.known:
+                raise argparse.ArgumentError(self, f"{text} is none of {', '.join(map(str, self.known))}")
+            found += value if isinstance(value, list) else [value]
+        setattr(namespace, self.dest, found)
+
+
+def amount(text: str) -> int:
+    """8000, 8k or 1M. Raises ValueError."""
+    digits, unit = (text[:-1], text[-1]) if text[-1] in "kM" else (text, "")
+    return int(float(digits) * {"": 1, "k": 1000, "M": 1_000_000}[unit])
+
+
+def doubling(text: str) -> list[int]:
+    """4, or 1..64 for 1, 2, 4 and so on up to 64. Raises ValueError."""
+    first, dots, last = text.partition("..")
+    found = [int(first)]
+    while dots and found[-1] * 2 <= int(last):
+        found.append(found[-1] * 2)
+    return found
 
 
 @dataclass
@@ -50,6 +89,14 @@ def best_of(repeats: int, *runs: Callable[[], T]) -> list[tuple[T, Cost]]:
             if kept is None or cost.cpu < kept[1].cpu:
                 best[i] = result, cost
     return [b for b in best if b is not None]
+
+
+def wait(device: Any) -> None:
+    """Until a GPU (a torch.device) has done what it was given; a CPU has by then."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def peak_memory() -> float:

@@ -43,6 +43,11 @@ class ReferenceBatch:
     attention_mask: torch.Tensor
     pixels: tuple[torch.Tensor, ...]
 
+    def to(self, device: torch.device) -> ReferenceBatch:
+        """The same on a device."""
+        parts = (t.to(device) for t in (self.input_ids, self.labels, self.attention_mask))
+        return ReferenceBatch(*parts, tuple(pixels.to(device) for pixels in self.pixels))
+
 
 def read_pixels(paths: Sequence[str], spec: ImageSpec) -> torch.Tensor:
     """Frames from image files, squeezed into the square and normalised: fp32 [T, 3, R, R]."""
@@ -111,8 +116,8 @@ AGGREGATES = {"concat": concat, "stpool": st_pool, "pool2": pool2, "mean": mean}
 class Reference:
     """Trains `vlm` (timm ViT, visual tokens after BOS; changed in place) the plain way.
 
-    aggregate: of AGGREGATES. learning_rate, weight_decay, max_grad_norm: of AdamW, matrices alone decayed, as our
-    trainer does.
+    aggregate: of AGGREGATES. learning_rate, weight_decay, max_grad_norm, betas: of AdamW, matrices alone decayed, as
+    our trainer does.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class Reference:
         learning_rate: float = 1e-4,
         weight_decay: float = 0.1,
         max_grad_norm: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
         recompute: bool = True,
         aggregate: str = "concat",
     ) -> None:
@@ -135,7 +141,7 @@ class Reference:
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
         layers = vlm.llm_backbone.layers
         if recompute:
             for index, layer in enumerate(layers):
@@ -156,9 +162,10 @@ class Reference:
         rows, labels, masks = [], [], []
         for row, patches in enumerate(visual):
             rows.append(torch.cat([text[row, :1], patches, text[row, 1:]]))
-            nothing = torch.full((len(patches),), IGNORE_INDEX)
+            nothing = batch.labels.new_full((len(patches),), IGNORE_INDEX)
             labels.append(torch.cat([batch.labels[row, :1], nothing, batch.labels[row, 1:]]))
-            mask, seen = batch.attention_mask[row], torch.ones(len(patches), dtype=torch.bool)
+            mask = batch.attention_mask[row]
+            seen = mask.new_ones(len(patches))
             masks.append(torch.cat([mask[:1], seen, mask[1:]]))
         padded = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
         output = self.vlm.llm_backbone.llm(

@@ -2,7 +2,8 @@
 
 A: ViT-B/16 at 224, 4 frames, Llama of 4 layers x 256, batch 4. B: ViT-S, 4 frames, Llama of 12 x 768, batch 2.
 C: ViT-S, 16 frames, Llama of 4 x 256, batch 1. All: 196 visual tokens a frame, a vocabulary of 32064, stage finetune
-(the vision backbone is frozen, the projector and the LLM are trained). `tiny` is for tests.
+(the vision backbone is frozen, the projector and the LLM are trained). `7b` and `0.5b`, for a GPU, have the shapes of
+CLIP ViT-L/14 at 336 with 16 frames of 576 visual tokens, and of Llama-2 and Qwen2. `tiny` is for tests.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ QUESTION = "What happens in the video?"
 
 @dataclass(frozen=True)
 class Workload:
-    """One configuration. inner: width of the LLM's MLP. batch: examples of an optimizer step, in one micro-batch."""
+    """One configuration. inner: width of the LLM's MLP. batch: examples of an optimizer step, in one micro-batch.
+
+    kv_heads: heads of keys and values, as many as `heads` by default. tied: the head has the weights of the embedding.
+    """
 
     vision: str
     num_frames: int
@@ -49,6 +53,8 @@ class Workload:
     inner: int
     batch: int
     vocabulary: int = VOCABULARY
+    kv_heads: int | None = None
+    tied: bool = False
 
 
 AGGREGATORS: dict[str, tuple[str, dict[str, int]]] = {
@@ -63,6 +69,12 @@ WORKLOADS = {
     "A": Workload("timm:vit_base_patch16_224", 4, layers=4, width=256, heads=4, inner=688, batch=4),
     "B": Workload("timm:vit_small_patch16_224", 4, layers=12, width=768, heads=12, inner=2048, batch=2),
     "C": Workload("timm:vit_small_patch16_224", 16, layers=4, width=256, heads=4, inner=688, batch=1),
+    "7b": Workload("clip-vit-l-336px", 16, layers=32, width=4096, heads=32, inner=11008, batch=1),
+    "0.5b": Workload(
+        *("clip-vit-l-336px", 16),
+        **{"layers": 24, "width": 896, "heads": 14, "inner": 4864, "batch": 8, "vocabulary": 151936, "kv_heads": 2},
+        tied=True,
+    ),
     "tiny": Workload("tiny-vit", 2, layers=2, width=32, heads=2, inner=64, batch=2, vocabulary=512),
 }
 
@@ -79,9 +91,17 @@ def captions(count: int, seed: int = 0) -> list[str]:
 
 
 def build_model(
-    workload: Workload, aggregator: str = "concat", seed: int = 0, attention: str = "sdpa", **options: object
+    workload: Workload,
+    aggregator: str = "concat",
+    seed: int = 0,
+    attention: str = "sdpa",
+    device: str | torch.device = "cpu",
+    **options: object,
 ) -> PrismaticVLM:
-    """The model, stage finetune, weights by `seed` alone. options: of the aggregator."""
+    """The model, stage finetune, weights by `seed` (and kind of device) alone. options: of the aggregator.
+
+    device: where the LLM's weights are made, and where the model is.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     template = TEMPLATES.get("vicuna-v15")
@@ -93,14 +113,17 @@ def build_model(
         intermediate_size=workload.inner,
         num_hidden_layers=workload.layers,
         num_attention_heads=workload.heads,
-        num_key_value_heads=workload.heads,
+        num_key_value_heads=workload.kv_heads or workload.heads,
         vocab_size=workload.vocabulary,
         max_position_embeddings=CONTEXT,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=workload.tied,
     )
-    with seeded(seed):
+    with seeded(seed), torch.device(device):
+        if torch.device(device).type == "cuda":
+            torch.cuda.manual_seed(seed)
         llm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     vision = build_vision(workload.vision, pretrained=False, seed=seed)
     P, Dv = vision.num_patches, vision.embed_dim
@@ -113,7 +136,7 @@ def build_model(
         num_frames=workload.num_frames,
     )
     vlm.freeze("finetune")
-    return vlm
+    return vlm.to(device)
 
 
 def write_clips(folder: Path, frame_counts: Sequence[int], seed: int = 0) -> Path:

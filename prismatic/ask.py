@@ -6,14 +6,17 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
 import torch
 
 from prismatic.conf.run import GenerateConfig
 from prismatic.load import load
+from prismatic.models.generation import check_context
 
 if TYPE_CHECKING:
     from prismatic.models.vlm import PrismaticVLM
@@ -43,23 +46,30 @@ def load_for_asking(path: str, *, num_frames: int | None, hf_token: str, device:
     return vlm
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the model sees of a file. frames: uint8 [T, 3, R, R]. seconds: float64 [T], when each is shown, from the
+    first frame of the file on; [0] for an image. num_tokens: visual tokens of them together.
+    """
+
+    frames: torch.Tensor
+    seconds: np.ndarray
+    num_tokens: int
+
+
 class Conversation:
-    """Questions and answers about one image or video; the model sees all earlier turns."""
+    """Questions and answers about one image or video; the model sees all earlier turns.
+
+    cfg may be replaced between two questions. Without cfg.num_frames the model's own number is used: several
+    conversations with one model each name theirs.
+    """
 
     def __init__(self, vlm: PrismaticVLM, cfg: GenerateConfig) -> None:
-        self.vlm = vlm
-        vlm.sampler = cfg.sampler
+        self.vlm, self.cfg = vlm, cfg
         self.system_prompt = cfg.system_prompt
         self.media: Path | None = None
         self.builder: PromptBuilder = vlm.get_prompt_builder(system_prompt=self.system_prompt)
-        self.generation: dict[str, Any] = {
-            "do_sample": cfg.do_sample,
-            "max_new_tokens": cfg.max_new_tokens,
-            "num_beams": cfg.num_beams,
-            "min_length": cfg.min_length,
-        }
-        if cfg.do_sample:
-            self.generation["temperature"] = cfg.temperature
+        self._seen: tuple[object, Seen] | None = None
         self._downloads: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self, media: str) -> None:
@@ -67,24 +77,60 @@ class Conversation:
         path = self._download(media) if media.startswith(("http://", "https://")) else Path(media).expanduser()
         if not path.exists():
             raise ValueError(f"there is no image, video or frame folder at {path}")
-        self.media = path
+        self.media, self._seen = path, None
         self.start_over()
 
     def start_over(self) -> None:
         """Forget the turns, keep the media."""
         self.builder = self.vlm.get_prompt_builder(system_prompt=self.system_prompt)
 
-    def ask(self, question: str) -> str:
-        """The answer to one more question; a question that fails leaves the conversation as it was."""
-        if self.media is None:
-            raise ValueError("no image or video yet: give its path first")
-        if not question.strip():
-            raise ValueError("the question is empty; pass one with --prompt")
-        prompt = self.builder.get_potential_prompt(question)
-        answer = self.vlm.generate(str(self.media), prompt, **self.generation)
+    def see(self) -> Seen:
+        """What the model sees of the media, encoded for the questions to come.
+
+        Raises ValueError (MediaError) when it cannot be read, or its visual tokens do not fit into the LLM's context.
+        """
+        path, vlm = self._look(), self.vlm
+        key = (path, vlm.num_frames, vlm.sampler)
+        if self._seen is None or self._seen[0] != key:
+            seconds = vlm.clip_reader.seconds(path)
+            # Before anything is decoded.
+            check_context(vlm, vlm.tokens_per_clip(len(seconds)), 1)
+            clip = vlm.encode_clips(path)[0]
+            assert clip.frames is not None, "an unsharded model remembers its clips"
+            self._seen = key, Seen(clip.frames, seconds, len(clip.tokens))
+        return self._seen[1]
+
+    def ask(self, question: str, **more: Any) -> str:
+        """The answer to one more question; a question that fails leaves the conversation as it was.
+
+        more: further keywords of `generate`, such as a streamer.
+        """
+        media, prompt = self._look(), self._prompt(question)
+        answer = self.vlm.generate(media, prompt, **self._generation(), **more)
         self.builder.add_turn("human", question)
         self.builder.add_turn("gpt", answer)
         return answer
+
+    def score(self, question: str, choices: Sequence[str], per_token: bool = False) -> list[float]:
+        """How likely each choice is as the answer to one more question, see `score_choices`; no turn is added."""
+        return self.vlm.score_choices(self._look(), self._prompt(question), choices, per_token)
+
+    def _look(self) -> str:
+        """The path of the media, which the model will now sample as this conversation wants it."""
+        if self.media is None:
+            raise ValueError("no image or video yet: give its path first")
+        self.vlm.sampler = self.cfg.sampler
+        self.vlm.num_frames = self.cfg.num_frames or self.vlm.num_frames
+        return str(self.media)
+
+    def _prompt(self, question: str) -> str:
+        if not question.strip():
+            raise ValueError("the question is empty; pass one with --prompt")
+        return self.builder.get_potential_prompt(question)
+
+    def _generation(self) -> dict[str, Any]:
+        names = ("do_sample", "max_new_tokens", "num_beams", "min_length", *(["temperature"] * self.cfg.do_sample))
+        return {name: getattr(self.cfg, name) for name in names}
 
     def interact(self, source: TextIO, sink: TextIO) -> int:
         """Read lines until `q` or the end of the input; errors are shown and the conversation goes on."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from prismatic.conf import cli
+from prismatic.conf.demo import DemoConfig
 from prismatic.conf.run import EvaluateConfig, ExportConfig, GenerateConfig, PreprocessConfig, PretrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,7 @@ CONFIGS = {
     "scripts/evaluate.py": EvaluateConfig,
     "scripts/preprocess.py": PreprocessConfig,
     "scripts/export.py": ExportConfig,
+    "scripts/demo.py": DemoConfig,
 }
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = [ROOT / "run_pretrain.sh", *sorted((ROOT / "experiment_scripts").glob("*.sh"))]

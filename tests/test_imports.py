@@ -38,10 +38,11 @@ LAYERS = {
     "check": 8,
     "ask": 8,
     "publish": 8,
+    "demo": 9,
     "__init__": 9,
     "__main__": 9,
 }
-OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft", "gradio")
+OPTIONAL = ("torchcodec", "flash_attn", "sacrebleu", "rouge_score", "faiss", "ray", "peft")
 OPTIONAL += ("schedulefree", "torchao")
 
 

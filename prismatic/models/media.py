@@ -8,13 +8,16 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from prismatic.types import ImageSpec
+
+if TYPE_CHECKING:
+    from prismatic.video.clip import Clip
 
 SHAPES = (
     "one PIL image, a list of PIL images (one clip), a path to an image, a video or a folder of frames, "
@@ -121,24 +124,48 @@ class ClipReader:
                 "which is sampled"
             )
 
-    def _read_path(self, path: str) -> np.ndarray:
-        from prismatic.video.decode import is_video, open_video
-        from prismatic.video.images import read_image
-        from prismatic.video.sampling import ClipFacts, sample
-        from prismatic.video.shards import is_shard_path
-        from prismatic.video.storage import is_dir
+    def seconds(self, path: str) -> np.ndarray:
+        """When the frames that are taken of a file or folder are shown, float64 [T], from its first frame on.
+
+        [0] for an image, which is not looked at. Nothing is decoded. Raises MediaError.
+        """
+        from prismatic.video.decode import open_video
 
         path = os.path.expanduser(path)
-        if not is_video(path) and not is_shard_path(path) and not is_dir(path):
+        if not _moves(path):
+            return np.zeros(1)
+        with open_video(path) as clip:
+            return clip.timestamps[self._chosen(clip)] - clip.timestamps[0]
+
+    def _read_path(self, path: str) -> np.ndarray:
+        from prismatic.video.decode import open_video
+        from prismatic.video.images import read_image
+
+        path = os.path.expanduser(path)
+        if not _moves(path):
             return read_image(path)
         with open_video(path) as clip:
-            indices = sample(ClipFacts.of(clip), self.num_frames, self.sampler, np.random.default_rng(0), "repeat")
-            return clip.get(indices)
+            return clip.get(self._chosen(clip))
+
+    def _chosen(self, clip: Clip) -> np.ndarray:
+        """Numbers int64 [T] of the frames that are taken of a clip."""
+        from prismatic.video.sampling import ClipFacts, sample
+
+        return sample(ClipFacts.of(clip), self.num_frames, self.sampler, np.random.default_rng(0), "repeat")
 
     def _resize(self, frames: np.ndarray) -> torch.Tensor:
         from prismatic.video.transforms import resize
 
         return resize(frames, self.spec, self.strategy)
+
+
+def _moves(path: str) -> bool:
+    """Whether a path is of a video, a folder of frames or a clip in a shard; otherwise it is of an image."""
+    from prismatic.video.decode import is_video
+    from prismatic.video.shards import is_shard_path
+    from prismatic.video.storage import is_dir
+
+    return is_video(path) or is_shard_path(path) or is_dir(path)
 
 
 def _is_one_clip(items: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,14 @@ def check_pickles(path: Path) -> None:
     allowed = FREE_OPCODES + path.stat().st_size // BYTES_PER_OPCODE
     for stream in _pickles(path):
         allowed -= _scan(stream, allowed)
+
+
+def check_nesting(stream: BinaryIO) -> None:
+    """Look through one pickle that Python's own reader will read, which minds no number of instructions.
+
+    Raises pickle.UnpicklingError for tuples in tuples that would take hours to hash, or end the process.
+    """
+    _scan(stream, sys.maxsize)
 
 
 def _pickles(path: Path) -> Iterator[BinaryIO]:
@@ -77,6 +86,10 @@ class _Machine:
             self.marks.append(len(self.sizes))
         elif opcode.name in _PUT:
             self.memo[value] = self.sizes[-1]
+        elif opcode.name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.sizes[-1]
+        elif opcode.name == "DUP":
+            self.sizes.append(self.sizes[-1])
         elif opcode.name in _GET:
             self.sizes.append(self.memo[value])
         elif opcode.name in _TUPLES:

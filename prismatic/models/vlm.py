@@ -182,6 +182,11 @@ class PrismaticVLM(nn.Module):
 
     # --- asking ---
 
+    @property
+    def clip_reader(self) -> ClipReader:
+        """Reads what it is asked about, as `num_frames` and `sampler` now say."""
+        return ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames, self.sampler)
+
     def place_media(self, prompt: str, num_media: int) -> str:
         """A prompt that has the places of its media; a model with a format of its own for them adds what is missing."""
         return prompt
@@ -237,7 +242,7 @@ class PrismaticVLM(nn.Module):
 
     def encode_new(self, frames: Any) -> list[EncodedClip]:
         """`encode_clips` for a caller that has refreshed `memory` itself: clips that it holds are not encoded again."""
-        reader = ClipReader(self.vision_backbone.image_spec, self.resize_strategy, self.num_frames, self.sampler)
+        reader = self.clip_reader
         made: list[EncodedClip | None] = []
         fresh: list[tuple[int, object | None, torch.Tensor]] = []
         for place, (clip, listed) in enumerate(reader.clips(frames)):

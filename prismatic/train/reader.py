@@ -13,6 +13,8 @@ import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+from prismatic.models.pickle_scan import check_nesting
+
 _FUNCTIONS = {("torch.serialization", "_get_layout")}
 _CLASSES = {("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath")}
 
@@ -36,9 +38,14 @@ class TensorReader(FileSystemReader):
     """A FileSystemReader that reads the table of contents with a short list of allowed classes."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The table of contents. Raises pickle.UnpicklingError when it names anything else."""
+        """The table of contents. Raises pickle.UnpicklingError when it names anything else, or nests it too deeply."""
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
+            try:
+                check_nesting(stream)
+            except pickle.UnpicklingError as error:
+                raise pickle.UnpicklingError(f"the checkpoint's .metadata is not read: {error}") from error
+            stream.seek(0)
             table = _TableUnpickler(stream).load()
         if not isinstance(table, Metadata):
             raise pickle.UnpicklingError(f"the checkpoint's .metadata holds a {type(table).__name__}")

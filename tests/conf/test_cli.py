@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prismatic.conf import cli
+from prismatic.conf.demo import DemoConfig
 from prismatic.conf.run import EvaluateConfig, GenerateConfig, PreprocessConfig, PretrainConfig
 
 
@@ -127,7 +128,7 @@ def test_plugin_ids_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sys.modules.pop("my_data_for_test")
 
 
-@pytest.mark.parametrize("config", [PretrainConfig, GenerateConfig, EvaluateConfig, PreprocessConfig])
+@pytest.mark.parametrize("config", [PretrainConfig, GenerateConfig, EvaluateConfig, PreprocessConfig, DemoConfig])
 def test_every_flag_has_its_help(config: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse(config, ["--help"])

@@ -140,6 +140,9 @@ def test_hostile_table_of_contents_is_not_run(trainer: Make, tmp_path: Path) -> 
         b"\x80\x04\x8c'torch.distributed.checkpoint.filesystem\x8c\tos.system\x93\x8c\x05touch\x85R.",
         b"cos\nsystem\n(S'touch boom'\ntR.",
         pickle.dumps({"a": 1}),
+        # A key of tuples in tuples, whose hash takes hours: each holds the one before twice, by the memo or by DUP
+        b"\x80\x04})\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(60)) + b"K\x01s.",
+        b"\x80\x04})" + 60 * b"2\x86" + b"K\x01s.",
     ]
     for bomb in bombs:
         table.write_bytes(bomb)
