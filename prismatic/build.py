@@ -34,6 +34,7 @@ from prismatic.registry import unknown_id_message
 from prismatic.start import add_adapters, read_start, start_from
 from prismatic.train.context import share_data
 from prismatic.train.features import FeatureRun, cache_of
+from prismatic.train.folder import LLM_DEFINITION, resumed_definition
 from prismatic.train.layers import use_tf32
 from prismatic.train.memory.forecast import Forecast
 from prismatic.train.optim import check_patterns, freeze_matching
@@ -63,14 +64,14 @@ def build_trainer(cfg: PretrainConfig, world: World) -> Trainer:
         if isinstance(train_records, WovenEpochs):
             refuse_shared_clips(train_records, held_out)
     run_dir = prepare_run_dir(cfg)
-    definition = run_dir / "llm_backbone"
+    definition = run_dir / LLM_DEFINITION
     start = read_start(cfg)
     build = partial(
         build_vlm,
         cfg.model,
         seed=cfg.seed,
         hf_token=read_token(cfg.hf_token),
-        llm_definition=definition if definition.is_dir() else start.llm_definition,
+        llm_definition=definition if definition.is_dir() else resumed_definition(cfg.resume) or start.llm_definition,
         texts=partial(conversation_texts, train_records),
     )
     if cfg.model.pretrained_backbones and (cfg.model.freeze or cfg.model.learning_rates):

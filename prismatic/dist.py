@@ -14,7 +14,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,15 @@ log = logging.getLogger(__name__)
 
 # Rank 0 writes whole checkpoints while the others wait in a collective: 28 GB on a slow disk take minutes.
 TIMEOUT = datetime.timedelta(minutes=30)
+
+
+_LOST = (
+    "Connection reset by peer",
+    "Connection closed by peer",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+)
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,29 @@ def raise_together(problem: Exception | None) -> None:
         raise problem
     rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
     raise ValueError(f"process {rank} stopped: {text}")
+
+
+class LostProcessError(OSError):
+    """Another process of the run is gone."""
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Raise LostProcessError when a collective inside fails because another process has died: that one has the reason.
+
+    Without this it is a page of somebody else's traceback.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises a plain RuntimeError, with the place in its source and the system's words for what happened.
+        reason = next((words for words in _LOST if words.lower() in str(error).lower()), None)
+        if reason is None or not _many():
+            raise
+        raise LostProcessError(
+            f"another process of this run is gone ({reason}); its last words say why. The same command goes on from "
+            "the newest checkpoint; `torchrun --max-restarts 3` gives it by itself"
+        ) from error
 
 
 class _ConsoleHandler(logging.Handler):

@@ -117,6 +117,7 @@ class CachedFeatures:
 class Example:
     """One tokenized sample with its pixels; its length is exact before any device is touched.
 
+    id: never empty; a filler, which keeps processes in step and counts nowhere, has none ("").
     input_ids: int64 [S], VISUAL_SLOT where a visual embedding goes (sum of N over its media). labels: int64 [S].
     frames: uint8 [F, 3, R, R], F = sum(frames_per_medium), possibly 0, in any order of memory (`resize` leaves the
     colours of a pixel together). frames_per_medium: T of each clip, in the order in which their slots stand. skipped:
@@ -144,10 +145,9 @@ class Batch:
     of a row has label IGNORE_INDEX. The first label of each example is IGNORE_INDEX, so no example predicts another.
     frames: uint8 [F, 3, R, R]; frames_per_medium: T of each of the M clips, in row-major order of their slots.
     packed: some row holds more than one example (then position_ids carry the borders).
-    ids: the examples' ids, fillers among them. useful: positions that are neither padding nor a filler's. lengths: of
-    the examples, in positions. skipped: what was left out on the way. echo: another process works on the same batch and
-    counts it (context parallelism). cache: with a feature cache, which clips it has; `frames` then holds those of the
-    others alone. fillers: how many of the examples only keep processes in step: they have no label.
+    ids: of the examples, without fillers. useful: positions of these. skipped: what was left out on the way. lengths:
+    of all examples, in positions. echo: another process works on the same batch and counts it (context parallelism).
+    cache: with a feature cache, which clips it has; `frames` then holds those of the others alone.
     """
 
     input_ids: torch.Tensor
@@ -162,12 +162,6 @@ class Batch:
     echo: bool = False
     lengths: tuple[int, ...] = ()
     cache: CachedFeatures | None = None
-    fillers: int = 0
-
-    @property
-    def num_examples(self) -> int:
-        """Examples that something is learned from."""
-        return 0 if self.echo else len(self.ids) - self.fillers
 
     @property
     def positions(self) -> int:

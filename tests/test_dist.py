@@ -61,6 +61,18 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         dist.start("auto")
 
 
+def test_another_process_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    gloo = "[pair.cc:545] Read error [127.0.0.1]:6533: Connection reset by peer. Check the logs"
+    with pytest.raises(RuntimeError, match="Read error"), dist.losses_told():
+        raise RuntimeError(gloo)  # one process has no peer: the error is about something else
+    monkeypatch.setattr(dist, "_many", lambda: True)
+    with pytest.raises(dist.LostProcessError, match=r"is gone \(Connection reset by peer\).*--max-restarts"):
+        with dist.losses_told():
+            raise RuntimeError(gloo)
+    with pytest.raises(RuntimeError, match="shape"), dist.losses_told():
+        raise RuntimeError("a shape is wrong")
+
+
 def test_unknown_device() -> None:
     with pytest.raises(ValueError, match="--device must be auto, cpu or cuda, got 'tpu'"):
         dist.start("tpu")

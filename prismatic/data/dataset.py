@@ -113,7 +113,7 @@ class ClipDataset(Dataset[Example]):
                         f"{record.source}: {error} (--dataset.on_error skip leaves such samples out)"
                     ) from error
                 skipped.append(Skip(record.id, record.source, str(error), position.epoch, index))
-            index = self._replacement(position, attempt)
+            index = self._replacement(position, attempt, {skip.index for skip in skipped})
         raise SampleError(
             f"{skipped[0].source}: {skipped[0].reason}; {MAX_REPLACEMENTS} others in its place are broken too"
         )
@@ -255,9 +255,12 @@ class ClipDataset(Dataset[Example]):
         factor = math.ceil(10 * total * self.rope_factor / self.context_length) / 10
         return f", or stretch the context: --model.rope_scaling_factor {factor:g}"
 
-    def _replacement(self, position: Position, attempt: int) -> int:
+    def _replacement(self, position: Position, attempt: int, tried: set[int]) -> int:
+        """Another row, none of `tried`, as long as there is one."""
         rng = np.random.default_rng([self.seed % 2**32, position.epoch, position.index, attempt + 1])
-        return int(rng.integers(self.num_examples(position.epoch)))
+        rows = self.num_examples(position.epoch)
+        drawn = int(rng.integers(rows))
+        return next((row for row in (*range(drawn, rows), *range(drawn)) if row not in tried), drawn)
 
     def _filler(self) -> Example:
         side = self.read.image_spec.resolution

@@ -128,6 +128,11 @@ class StepLoader:
                     raise
                 restarts += 1
                 self._restart(death, restarts, error)
+            except GeneratorExit:  # nobody asks for more; the next epoch is read by the same processes
+                raise
+            except BaseException:
+                self.close()
+                raise
 
     def _restart(self, death: str, restarts: int, error: Exception) -> None:
         """New reading processes for those of which one has died, if that may help; else raises WorkerError."""
@@ -188,8 +193,10 @@ class StepLoader:
 
     def _dead(self) -> list[tuple[int, int]]:
         """Number and exit code of the reading processes that have died."""
-        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
-        return [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
+        return [(number, worker.exitcode) for number, worker in enumerate(self._workers()) if worker.exitcode]
+
+    def _workers(self) -> list[Any]:
+        return getattr(getattr(self._loader, "_iterator", None), "_workers", [])
 
     def _death(self, error: Exception) -> str | None:
         """What is known of a reading process that has died; None when `error` is about something else."""
@@ -205,6 +212,8 @@ class StepLoader:
 
     def close(self) -> None:
         """End the reading processes. The loader can be used again; it starts new ones."""
+        for worker in self._workers():
+            worker.kill()  # asked politely, one that a decoder holds up would be waited for
         self._loader = self._start()
 
     def positions(self, epoch: int, start_step: int = 0) -> Iterator[Positions]:

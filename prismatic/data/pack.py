@@ -35,7 +35,6 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         if not packing:
             position_ids[row, end:] = torch.arange(length, capacity)
         start = end if packing else 0
-    learned = [bool((example.labels[1:] != IGNORE_INDEX).any()) for example in examples]
     cached = [example.cache for example in examples if example.cache is not None]
     return Batch(
         input_ids=input_ids,
@@ -44,10 +43,9 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, packing: bool) ->
         frames=torch.cat([example.frames for example in examples]),
         frames_per_medium=tuple(count for example in examples for count in example.frames_per_medium),
         packed=packing and len(examples) > 1,
-        ids=tuple(example.id for example in examples),
-        useful=sum(length for length, counted in zip(lengths, learned, strict=True) if counted),
+        ids=tuple(example.id for example in examples if example.id),
+        useful=sum(len(example) for example in examples if example.id),
         lengths=tuple(lengths),
         skipped=tuple(skip for example in examples for skip in example.skipped),
         cache=CachedFeatures.join(cached) if cached else None,
-        fillers=learned.count(False),
     )

@@ -179,4 +179,4 @@ def _frames(pictures: list[Any], root: MediaRoot) -> Medium:
 
 def _id(value: dict[str, Any], row: RawRow) -> str:
     found = value.get("id")
-    return str(row.number) if found is None else str(found)
+    return str(found) if found not in (None, "") else str(row.number)

@@ -89,8 +89,9 @@ class ReadingWatch:
             elif self._deaths[place] >= BLAMED_AFTER:
                 self.unreadable[place] = f"{_ending(code)} in each of {self._deaths[place]} attempts to read it"
             reason = self.unreadable.get(place)
-            said = f"it is left out: {reason}" if reason else f"{_ending(code)}; it is read again"
-            texts.append(f"row {place[1]} of epoch {place[0]}: {said}")
+            said = f"it cannot be read: {reason}" if reason else f"{_ending(code)}; it is read again"
+            # Counted from one, as the file's rows are in every other text.
+            texts.append(f"row {place[1] + 1} of epoch {place[0] + 1}: {said}")
         return texts
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from prismatic.conf.run import EvaluateConfig
 from prismatic.data.annotations import load_records
 from prismatic.data.media import reader_of
+from prismatic.data.watch import ReadingWatch
 from prismatic.eval.metrics import METRICS
 from prismatic.eval.report import find_run_dir, write_report
 from prismatic.eval.rows import Question, Read, media_as_json, read_batches, shown_question, with_num_frames
@@ -112,6 +113,7 @@ def _answer_all(
         batch_size=cfg.batch_size,
         seed=cfg.seed,
         num_workers=cfg.dataset.num_workers,
+        watch=ReadingWatch(cfg.dataset.decode_timeout),
     )
     with tqdm(total=len(records), unit="row", desc=f"evaluate {cfg.task}") as progress:
         for batch in batches:

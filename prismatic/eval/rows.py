@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
+from prismatic.data.dataset import Position
+from prismatic.data.loader import StepLoader
+from prismatic.data.watch import ReadingWatch
 from prismatic.types import Medium, Record, Skip
 
 Read = Callable[[Medium, np.random.Generator], torch.Tensor]
@@ -89,35 +94,59 @@ def asking_order(records: Sequence[Record]) -> list[int]:
 
 
 def read_batches(
-    records: Sequence[Record], read: Read, *, batch_size: int, seed: int, num_workers: int
+    records: Sequence[Record], read: Read, *, batch_size: int, seed: int, num_workers: int, watch: ReadingWatch
 ) -> Iterator[list[Question | Skip]]:
     """All rows in `asking_order`, `batch_size` at a time; broken ones are Skip entries that say why.
 
-    While one batch is answered the next is read by `num_workers` threads (decoders release the interpreter lock);
-    with 0 a batch is read when it is asked for. Frames that a random sampler takes depend on (seed, row) alone. Other
-    media are read once for all rows of a batch that are about them.
+    While one batch is answered the next are read by `num_workers` processes; with 0 a batch is read when it is asked
+    for. watch: of these rows alone; ends processes that a decoder hangs, and says which rows take theirs down. Frames
+    that a random sampler takes depend on (seed, row) alone. Other media are read once for all rows of a batch that are
+    about them.
     """
     order = asking_order(records)
-    batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
-    groups = ([list(g) for _, g in groupby(batch, key=lambda i: records[i].media or i)] for batch in batches)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    loader = StepLoader(
+        _Batches(records, read, seed, watch, batches),
+        lambda found: found[0],
+        num_examples=lambda _epoch: len(batches),
+        global_batch_size=1,
+        per_device_batch_size=1,
+        num_workers=min(num_workers, len(batches)),
+        shuffle=False,
+        prefetch=1,
+    )
+    try:
+        for (batch,) in loader.iterate(0):
+            yield batch
+    finally:
+        loader.close()
 
-    def read_group(group: list[int]) -> list[Question | Skip]:
-        return _read_group(records, group, read, seed)
 
-    if num_workers == 0:
-        yield from ([row for group in batch for row in read_group(group)] for batch in groups)
-        return
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
-        ahead: list[list[Future[list[Question | Skip]]]] = []
+@dataclass(frozen=True, eq=False)
+class _Batches(Dataset[list[Question | Skip]]):
+    """Rows by the number of their batch: what StepLoader takes for an example."""
+
+    records: Sequence[Record]
+    read: Read
+    seed: int
+    watch: ReadingWatch
+    batches: Sequence[Sequence[int]]
+
+    def __getitem__(self, position: Position) -> list[Question | Skip]:
+        together = groupby(self.batches[position.index], key=lambda i: self.records[i].media or i)
+        return [row for group in [list(g) for _, g in together] for row in self._group(group)]
+
+    def lengths(self, rows: NDArray[np.int64], epoch: int = 0) -> NDArray[np.int64]:
+        """All alike: a batch is a step."""
+        return np.ones_like(rows)
+
+    def _group(self, group: Sequence[int]) -> list[Question | Skip]:
+        """Rows about the same media; where these take a process down, none of the rows can be read."""
         try:
-            for batch in groups:
-                ahead.append([pool.submit(read_group, group) for group in batch])
-                if len(ahead) == 2:
-                    yield [row for future in ahead.pop(0) for row in future.result()]
-            for futures in ahead:
-                yield [row for future in futures for row in future.result()]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            return self.watch.read(0, group[0], partial(_read_group, self.records, group, self.read, self.seed))
+        except ValueError as error:
+            found = [(i, self.records[i]) for i in group]
+            return [Skip(record.id, record.source, str(error), epoch=0, index=i) for i, record in found]
 
 
 def _read_group(records: Sequence[Record], group: Sequence[int], read: Read, seed: int) -> list[Question | Skip]:

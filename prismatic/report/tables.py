@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def card_rows(card: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     rows = [
         ("started", f"{start.get('started')} at step {start.get('from_step')}"),
         ("starts", str(len(card["starts"]))),
-        ("command", " ".join(start.get("command", []))),
+        ("command", shlex.join(start.get("command", []))),
         ("commit", f"{commit}{' with changes' if git.get('dirty') else ''}" if commit else "not a git checkout"),
         ("versions", ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))),
         ("device", f"{start.get('world_size')} x {start.get('device')}"),

@@ -24,6 +24,7 @@ import torch
 
 import prismatic
 from prismatic.conf.data import DatasetConfig
+from prismatic.train.folder import LLM_DEFINITION
 
 if TYPE_CHECKING:
     from prismatic.train.trainer import Trainer
@@ -75,7 +76,7 @@ def entry(trainer: Trainer, resumed_from: Path | None) -> dict[str, Any]:
         "config": config,
         "data": data,
         "template_sha256": template_hash(getattr(trainer.vlm, "template", None)),
-        "tokenizer_sha256": files_hash(sorted((trainer.run_dir / "llm_backbone").glob("*token*"))),
+        "tokenizer_sha256": files_hash(sorted((trainer.run_dir / LLM_DEFINITION).glob("*token*"))),
     }
 
 

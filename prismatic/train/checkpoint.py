@@ -122,8 +122,7 @@ def write(job: Job) -> Path:
         sums = {name: crc for of_rank in checksums for name, crc in of_rank.items()}
         folder.write_state(partial, {**job.state, "weights": job.weights_name, "files": sizes, "checksums": sums})
         files.sync(partial)
-        described = {"step": str(job.state["step"]), "epoch": str(job.state["epoch"])}
-        files.write_tensors(weights_partial, whole, described)
+        files.write_tensors(weights_partial, whole)
         if adapter:
             weights.write_adapter(adapter_partial, job.vlm, adapter)
             files.replace(adapter_partial, here / names[2])

@@ -50,10 +50,11 @@ def checksum(path: Path) -> str:
     return f"{crc:08x}"
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write and sync a safetensors file. The library's own error comes out as an OSError."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write and sync a safetensors file, the same bytes for equal tensors. The library's error becomes an OSError."""
     try:
-        save_file(tensors, path, metadata={"format": "pt", **metadata})
+        # One entry alone: the library writes several in any order.
+        save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     # The library makes files that only their owner can read, whatever the umask says.
@@ -101,7 +102,7 @@ def check_space(folder: Path, needed: int) -> None:
     """Raises OSError when fewer than `needed` bytes (and a little) are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed + 2**20:
-        raise OSError(f"it takes {show_bytes(needed)}, and {show_bytes(free)} are free")
+        raise OSError("there is no room for it")
 
 
 def show_bytes(count: float) -> str:

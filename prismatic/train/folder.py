@@ -20,6 +20,7 @@ from prismatic.train import files
 log = logging.getLogger(__name__)
 
 FOLDER, LATEST, STATE = "checkpoints", "latest-checkpoint.safetensors", "state.json"
+LLM_DEFINITION = "llm_backbone"  # Of a run folder: the LLM's tokenizer and configuration
 LATEST_ADAPTER, ADAPTER_END = "latest-adapter", "-adapter"
 BEST, BEST_ADAPTER = "best-checkpoint.safetensors", "best-adapter"
 READERS = 8  # Files whose checksums are taken at a time
@@ -91,6 +92,14 @@ def find(resume: str, run_dir: Path) -> Path | None:
     if problem:
         raise ValueError(problem)
     return path
+
+
+def resumed_definition(resume: str) -> Path | None:
+    """The LLM's tokenizer and configuration of the run that `--resume PATH` means; None where it names none."""
+    asked = Path(resume)
+    of_run = asked.parent.parent if (asked / STATE).is_file() else asked
+    found = of_run / LLM_DEFINITION
+    return found if resume not in ("auto", "never") and found.is_dir() else None
 
 
 def find_latest(run_dir: Path) -> Path | None:

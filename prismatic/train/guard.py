@@ -104,7 +104,7 @@ class StepGuard:
             log.warning(f"step {step} is left out: {problem}. Samples concerned: {named}. No weight was changed")
         if self.in_a_row >= self._max_in_a_row:
             raise TrainingError(
-                f"step {step}: {problem}, the {self.in_a_row}. step in a row that is left out (--max_nan_steps "
+                f"step {step}: {problem}; {self.in_a_row} steps in a row are left out now (--max_nan_steps "
                 f"{self._max_in_a_row}). Samples concerned: {named}. {advice}"
             )
 

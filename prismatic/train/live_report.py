@@ -71,7 +71,8 @@ class LiveReport:
         except (OSError, ValueError) as error:
             # A page is never worth a run: a full disk, or a log of another program under this run's name.
             if state != "running" or not self._complained:
-                log.warning(f"{self._run_dir}/report.html could not be written ({error}); the run goes on without it")
+                reason = getattr(error, "strerror", None) or error
+                log.warning(f"{self._run_dir}/report.html could not be written ({reason}); the run goes on without it")
             self._complained = True
         cost = time.perf_counter() - began
         self._due = time.monotonic() + max(MIN_SECONDS, cost / COST_SHARE)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from prismatic.train.errors import TrainingError
 
 
 @dataclass
@@ -16,3 +19,16 @@ class Position:
     epoch: int = 0
     step_in_epoch: int = 0
     complete: bool = False
+
+    def go_on(self, total_steps: int, source: Path) -> None:
+        """Stand in another run, of `total_steps` steps, where `source` stood in its own.
+
+        Raises TrainingError when there is no step left to do.
+        """
+        if self.step >= total_steps:
+            raise TrainingError(
+                f"--resume: {source} is of step {self.step}, and this run has {total_steps}: there is nothing to go on "
+                "with. Raise --model.finetune_epochs or --model.finetune_max_steps (--model.align_...), or start anew "
+                "from its weights with --model.init_from_model"
+            )
+        self.complete = False

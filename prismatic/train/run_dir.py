@@ -13,7 +13,7 @@ import draccus
 
 from prismatic import dist
 from prismatic.conf.run import PretrainConfig
-from prismatic.train import lock
+from prismatic.train import folder, lock
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,10 @@ def prepare_run_dir(cfg: PretrainConfig) -> Path:
     if dist.rank_zero():
         try:
             _prepare(run_dir, cfg)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             problem = str(error)
+        except OSError as error:
+            problem = f"{run_dir} cannot be written: {error.strerror or error}; pass another --run_root_dir, or mend it"
     problem = dist.broadcast_object(problem)
     if problem is not None:
         raise ValueError(problem)
@@ -65,7 +67,7 @@ def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
     started = any((run_dir / "checkpoints").glob("step-*"))
     if not started:
         # Of a run that never saved anything, a tokenizer trained on other texts may be left.
-        shutil.rmtree(run_dir / "llm_backbone", ignore_errors=True)
+        shutil.rmtree(run_dir / folder.LLM_DEFINITION, ignore_errors=True)
     encoded = json.loads(json.dumps(draccus.encode(cfg), default=str))
     if started and config.is_file():
         changed = differences(completed(json.loads(config.read_text(encoding="utf-8"))), encoded)
@@ -73,7 +75,8 @@ def _prepare(run_dir: Path, cfg: PretrainConfig) -> None:
             more = " ..." if len(changed) > 4 else ""
             raise ValueError(
                 f"{run_dir} was made with other settings: {'; '.join(changed[:4])}{more}. Give the same settings to go "
-                "on with it, another --run_id for a new run, or --resume never to start over"
+                f"on with it, another --run_id for a new run (--resume {run_dir} starts it where this one stands), "
+                "or --resume never to start over"
             )
     for name, text in (("config.yaml", draccus.dump(cfg)), ("config.json", json.dumps(encoded, indent=2))):
         partial = run_dir / f".{name}.partial"

@@ -13,8 +13,15 @@ EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 a run that left as asked has not failed; Ctrl-C is 128 + its number, as shells report it."""
 
 
+class Interrupted(BaseException):
+    """A signal asks to stop while the loop waits for its data."""
+
+
 class StopSignals:
     """While entered, takes SIGTERM and SIGINT and remembers the first; further ones change nothing.
+
+    waiting: set while the loop can be left where it stands; a signal then raises Interrupted. A decoder may hang for
+    minutes, and whoever asks to leave seldom waits that long.
 
     A launcher forwards what the terminal has sent already, so a second signal is no sign of impatience. Outside of the
     main thread no handlers can be set, and none are.
@@ -22,6 +29,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.waiting = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -44,6 +52,8 @@ class StopSignals:
             # Not through logging: its lock may be held by the very code that was interrupted.
             if os.environ.get("RANK", "0") == "0":
                 os.write(2, f"\n{self.received.name}: saving after this step, then leaving\n".encode())
+            if self.waiting:
+                raise Interrupted
 
 
 def received(counts: list[float]) -> signal.Signals | None:

@@ -83,7 +83,7 @@ class Stepper:
 
     def count(self, batches: list[Batch], data_wait: float = 0.0) -> StepCounts:
         """Count before computing: the loss is divided by the label tokens of the whole step, over all processes."""
-        counts = [sum(b.num_label_tokens for b in batches), sum(b.num_examples for b in batches)]
+        counts = [sum(b.num_label_tokens for b in batches), sum(len(b.ids) for b in batches)]
         counts += [sum(len(b.skipped) for b in batches), *self.signals.counts()]
         # A place for each process: a sum over all of them then is a list of the waits.
         waits = [0.0] * self.world.world_size

@@ -171,7 +171,7 @@ class Trainer:
             first_step = self.at.step
             with self.telling.run(resumed_from), self.saver, self.features or nullcontext():
                 longest.go_first(self)
-                with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"):
+                with memory_told(self.forecast, lambda: f"step {self.at.step + 1}"), dist.losses_told():
                     stop = self._run()
         if dist.rank_zero():
             narration.summary(self, stop, self.at.step - first_step, time.perf_counter() - began)
@@ -261,7 +261,7 @@ class Trainer:
         batches = self.train_loader.iterate(self.at.epoch, start_step=self.at.step_in_epoch)
         while self.at.step_in_epoch < steps and self.at.step < self.total_steps:
             began = time.perf_counter()
-            micro_batches = next_batches(batches)
+            micro_batches = next_batches(batches, self.signals)
             stop = self.train_step(micro_batches, time.perf_counter() - began, began)
             if stop is None and self.at.step_in_epoch < steps and self.at.step < self.total_steps:
                 stop = self._at_intervals()
@@ -335,12 +335,14 @@ class Trainer:
             weights.load_frozen(here, self.vlm)
         state = checkpoint.restore(source, self.vlm, self.optimizer)
         self.at = Position(**{name: state[name] for name in asdict(self.at)})
+        ours = source.resolve().parent == here.resolve()
+        if not ours:
+            self.at.go_on(self.total_steps, source)
         self.losses, self.validation_loss = state["losses"], state["validation_loss"]
         self.scores = state.get("scores", {})  # Runs of older versions have none
         self.best.resume(state.get("measured"))
         self.guard.resume(self.at.step, *state.get("left_out", (0, 0)))
         self.answers.resume(self.at.step)
-        ours = source.resolve().parent == here.resolve()
         folder.set_aside(self.run_dir, after_step=self.at.step if ours else 0)
         self.skips.resume(state["seen"], state["skipped"])
         if not ours and self.frozen_modules:

@@ -14,7 +14,7 @@ from torch import nn
 from prismatic import dist
 from prismatic.train import fsdp
 from prismatic.train.errors import TrainingError
-from prismatic.train.signals import StopSignals, received
+from prismatic.train.signals import Interrupted, StopSignals, received
 from prismatic.train.skips import SkipAccount
 from prismatic.types import Batch
 
@@ -149,7 +149,7 @@ def _measure(
             for batch in batches:
                 total += vlm(batch.to(device)).loss_sum.double()
                 tokens += batch.num_label_tokens
-            counts = [sum(b.num_examples for b in batches), sum(len(b.skipped) for b in batches)]
+            counts = [sum(len(b.ids) for b in batches), sum(len(b.skipped) for b in batches)]
             seen, skipped, *stops = dist.all_reduce_sum([*counts, *signals.counts()])
             skips.add(batches, int(seen), int(skipped))
             stop = received(stops)
@@ -159,13 +159,26 @@ def _measure(
     return loss_sum, int(all_tokens)
 
 
-def next_batches(steps: Iterator[list[Batch]]) -> list[Batch]:
-    """The next step's micro-batches. An error of one process (a broken sample) is raised on all."""
+def next_batches(steps: Iterator[list[Batch]], signals: StopSignals | None = None) -> list[Batch]:
+    """The next step's micro-batches. An error of one process (a broken sample) is raised on all.
+
+    signals: end the wait where one of them asks to stop; there are no micro-batches then.
+    """
     batches: list[Batch] = []
     problem = None
     try:
-        batches = next(steps)
+        if signals is None:
+            batches = next(steps)
+        elif signals.received is None:
+            signals.waiting = True
+            batches = next(steps)
+            signals.waiting = False
     except (ValueError, OSError) as error:
         problem = error
+    except Interrupted:
+        pass
+    finally:
+        if signals is not None:
+            signals.waiting = False
     dist.raise_together(problem)
     return batches

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import logging
+import netrc
 import os
 import queue
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -77,7 +79,7 @@ class WandbTracker:
     def _init(self, wandb: Any) -> Any:
         settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
         mode = os.environ.get("WANDB_MODE")
-        if not mode and not wandb.api.api_key:
+        if not mode and not _has_credentials():
             log.info(f"wandb: no credentials, so the run is recorded offline in {self._settings['dir']}/wandb")
             mode = "offline"
         self._online = mode in (None, "", "online")
@@ -89,6 +91,24 @@ class WandbTracker:
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             log.warning(f"wandb could not start ({error}); recording offline in {self._settings['dir']}/wandb")
             return wandb.init(**self._settings, mode="offline", settings=settings)
+
+
+def _has_credentials() -> bool:
+    """Whether there is a key: in the environment, or where `wandb login` leaves it. Nobody is asked or sent to."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urllib.parse.urlsplit(_service()).hostname or ""
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _service() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
 def _wandb_id(run_dir: Path) -> str:
@@ -108,9 +128,8 @@ def _answers(seconds: float) -> bool:
 
     def ask() -> None:
         # Only an answer tells: a proxy, or a machine behind which nothing works, takes connections too.
-        url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            urllib.request.urlopen(urllib.request.Request(_service(), method="HEAD"), timeout=seconds).close()
         except urllib.error.HTTPError as error:
             if error.code in (502, 503, 504):  # a gateway, in the place of a service that is gone
                 return

@@ -103,7 +103,7 @@ def num_bytes(vlm: nn.Module, modules: Collection[str]) -> int:
 def write_adapter(folder: Path, vlm: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """On rank 0, make a folder that peft reads, with tensors under the names of peft's files."""
     folder.mkdir()
-    files.write_tensors(folder / lora.ADAPTER_WEIGHTS, tensors, {})
+    files.write_tensors(folder / lora.ADAPTER_WEIGHTS, tensors)
     lora.write_config(vlm.llm_backbone, folder)
     files.sync(folder)
 
@@ -122,7 +122,7 @@ def save_frozen(folder: Path, vlm: nn.Module, modules: Sequence[str]) -> None:
 
     def write() -> None:
         try:
-            files.write_tensors(partial, weights, {})
+            files.write_tensors(partial, weights)
             os.replace(partial, path)
             files.sync(folder)
         finally:

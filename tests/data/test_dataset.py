@@ -180,6 +180,11 @@ def test_broken_medium_is_replaced_and_told(root: Path, media: dict[str, Any], s
     assert len(set(dataset[Position(epoch, 0)].id for epoch in range(20))) > 1
 
 
+def test_a_broken_row_does_not_replace_itself(root: Path) -> None:
+    dataset = _dataset(root, [_row("bad", video="gone.mp4"), _row("good", image="10.png")], on_error="skip")
+    assert [len(dataset[Position(epoch, 0)].skipped) for epoch in range(20)] == [1] * 20
+
+
 def test_nothing_whole_is_an_error_under_skip_too(root: Path) -> None:
     dataset = _dataset(root, [_row("a", video="gone.mp4"), _row("b", video="text.mp4")], on_error="skip")
     with pytest.raises(SampleError, match=rf"row 1: .*; {MAX_REPLACEMENTS} others in its place are broken too"):

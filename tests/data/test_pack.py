@@ -55,8 +55,7 @@ def test_every_example_is_whole_with_its_own_positions(packing: bool) -> None:
 def test_a_filler_is_no_example_and_fills_nothing(packing: bool, filled: float) -> None:
     filler = Example("", torch.zeros(2, dtype=torch.int64), torch.full((2,), IGNORE_INDEX), torch.empty(0, 3, 2, 2), ())
     batch = collate([RAGGED[1], filler], pad_token_id=PAD, packing=packing)
-    assert batch.num_examples == 1 and len(batch.ids) == 2 and batch.useful / batch.positions == filled
-    assert replace(batch, ids=(), useful=0, echo=True).num_examples == 0
+    assert len(batch.ids) == 1 and batch.useful / batch.positions == filled
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -102,3 +101,11 @@ def test_text_only_batch_has_no_frames_and_skips_are_gathered() -> None:
 def test_no_examples() -> None:
     with pytest.raises(ValueError, match="at least one"):
         collate([], pad_token_id=PAD, packing=True)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_fillers_count_nowhere(packing: bool) -> None:
+    filler = replace(_example(6, 2), id="", labels=torch.full((2,), IGNORE_INDEX))
+    batch = collate([RAGGED[0], filler, RAGGED[2]], pad_token_id=PAD, packing=packing)
+    assert batch.ids == ("1", "3") and batch.useful == 8 and batch.num_label_tokens == 6
+    assert batch.positions == (10 if packing else 15)

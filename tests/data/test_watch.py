@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -146,10 +147,28 @@ def test_processes_that_die_again_and_again_are_an_error(loader: Callable[..., S
         list(everywhere.iterate(0))
 
 
+def test_leaving_in_the_middle_waits_for_no_decoder(loader: Callable[..., StepLoader]) -> None:
+    class Leave(BaseException):
+        pass
+
+    def leave(*_: object) -> None:
+        raise Leave
+
+    steps = loader({1: _hang, 2: _hang}, timeout=60.0)
+    before = signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    began = time.monotonic()
+    with pytest.raises(Leave):
+        list(steps.iterate(0))
+    signal.signal(signal.SIGALRM, before)
+    steps.close()
+    assert not multiprocessing.active_children() and time.monotonic() - began < 4
+
+
 def test_what_is_unreadable_stays_so_after_a_restart() -> None:
     watch = ReadingWatch(2.0)
     watch._slots[3] = 1, 0, 17, time.monotonic() - 3
-    assert watch.look_at([(3, 1)]) == ["row 17 of epoch 0: it is left out: " + watch.unreadable[0, 17]]
+    assert watch.look_at([(3, 1)]) == ["row 18 of epoch 1: it cannot be read: " + watch.unreadable[0, 17]]
     with pytest.raises(ValueError, match="took more than"):
         watch.read(0, 17, lambda: None)
     assert watch.read(0, 18, lambda: "fine") == "fine"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prismatic.conf import cli
 from prismatic.conf.run import EvaluateConfig
@@ -192,9 +193,14 @@ def test_rows_about_one_clip_are_asked_together_and_it_is_read_once(
     asked = [(0, "Short?"), (1, "A longer one, about the other clip?"), (0, "What, and why, and where, and when?")]
     asked += [(2, "x?"), (1, "y?"), (0, "z?")]
     rows = [_row({"videos": videos[v]}, question=q, row_id=str(i)) for i, (v, q) in enumerate(asked)]
-    vlm, opened = StandIn(), []
-    read = MediaReader.read
-    monkeypatch.setattr(MediaReader, "read", lambda *args: (opened.append(args[1]), read(*args))[1])
+    vlm, opened, read = StandIn(), tmp_path / "opened", MediaReader.read
+
+    def noted(*args: Any) -> torch.Tensor:
+        with opened.open("a") as file:  # a reading process may be another one
+            file.write(f"{args[1].paths[0]}\n")
+        return read(*args)
+
+    monkeypatch.setattr(MediaReader, "read", noted)
     args = [*_annotations(data, "several.json", rows), "--dataset.metric", "null", "--dataset.sampler", sampler]
     args += ["--dataset.num_workers", workers]
     evaluate(_cfg(data, tmp_path, *args), vlm)
@@ -203,4 +209,4 @@ def test_rows_about_one_clip_are_asked_together_and_it_is_read_once(
     prompts = [prompt.rpartition("\n")[2].removeprefix("human: ") for batch, _ in vlm.calls for prompt in batch]
     assert [prompts.index(q) // 3 for v, q in asked if v == 0] == [0, 0, 0]
     # Four rows about two clips, then two rows about two; frames taken at random are each row's own.
-    assert len(opened) == (6 if sampler == "random" else 4)
+    assert len(opened.read_text().splitlines()) == (6 if sampler == "random" else 4)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from prismatic.data.annotations import load_records
-from prismatic.data.dataset import ClipDataset, MediaReader, Position, SampleError
+from prismatic.data.dataset import FILLER_LENGTH, ClipDataset, MediaReader, Position, SampleError
 from prismatic.data.loader import StepLoader
 from prismatic.data.pack import collate
 from prismatic.types import VISUAL_SLOT, Batch
@@ -97,7 +97,8 @@ def test_loss_and_gradients_are_those_of_the_examples(
         labels = sum(batch.num_label_tokens for batch in alone)
         assert labels == sum(batch.num_label_tokens for batch in step) > 0
         if packing:
-            assert all(batch.positions == batch.useful for batch in step)
+            fillers = [len(batch.lengths) - len(batch.ids) for batch in step]
+            assert all(b.positions - b.useful == FILLER_LENGTH * n for b, n in zip(step, fillers, strict=True))
         loss, gradients = _gradients(vlm, step, labels)
         expected_loss, expected = _gradients(vlm, alone, labels)
         assert loss == pytest.approx(expected_loss, rel=1e-6)

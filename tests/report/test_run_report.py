@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -146,7 +147,10 @@ def test_a_page_tells_all_that_the_folder_holds(tmp_path: Path) -> None:
     (run_dir / "run-state.json").write_text(
         json.dumps({"state": "failed", "step": 100, "total_steps": 200, "written": "now", "message": "<oops>"})
     )
+    start = {"command": ["pretrain.py", "--trackers", '["jsonl"]'], "versions": {}}
+    (run_dir / "reproducibility.json").write_text(json.dumps({"starts": [start]}))
     page = write_run_report(run_dir).read_text()
+    assert html.unescape(page).count("pretrain.py --trackers '[\"jsonl\"]'") == 1  # as a shell takes it
     parser = _Tags()
     parser.feed(page)
     assert parser.open == [] and not re.search(r"https?:|url\(|<script", page)

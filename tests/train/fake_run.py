@@ -118,13 +118,13 @@ class FakeLoader:
         if self.shuffle:
             order = torch.randperm(self.count, generator=torch.Generator().manual_seed(epoch))
         for step in range(start_step, self.steps_per_epoch(epoch)):
-            for number in self.events.get(epoch * self.steps_per_epoch(epoch) + step, ()):
-                os.kill(os.getpid(), number)
             places = range(step * self.per_step, (step + 1) * self.per_step)
             own = [p for n, p in enumerate(places) if n // self.per_device % self.world.world_size == self.world.rank]
             chunks = [own[i : i + self.per_device] for i in range(0, len(own), self.per_device)]
             picks = [[(int(order[p % self.count]), p < self.count) for p in chunk] for chunk in chunks]
             self.given.append([f"row-{index}" for chunk in picks for index, counted in chunk if counted])
+            for number in self.events.get(epoch * self.steps_per_epoch(epoch) + step, ()):
+                os.kill(os.getpid(), number)
             yield [self._batch(chunk) for chunk in picks]
 
     def _batch(self, picks: list[tuple[int, bool]]) -> Batch:
@@ -238,7 +238,7 @@ def main(options: dict) -> int:
         state = weights.gather(trainer.vlm, trainer.trained_modules)
         losses = trainer.losses
         if world.rank == 0:
-            files.write_tensors(Path(options["out"] + ".safetensors"), state, {})
+            files.write_tensors(Path(options["out"] + ".safetensors"), state)
     result = {"stop": stop.name if stop is not None else None, "error": error, "step": trainer.at.step}
     result["losses"] = losses if error is None else []
     if error is None:

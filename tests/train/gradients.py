@@ -70,7 +70,7 @@ def main(options: dict[str, Any]) -> int:
     for size, context in options["layouts"]:
         found = first_gradient(Path(options["root"]), size, world, context=context)
         if world.rank == 0:
-            files.write_tensors(Path(options["out"]) / f"{size}-{context}.safetensors", found, {})
+            files.write_tensors(Path(options["out"]) / f"{size}-{context}.safetensors", found)
     dist.stop()
     return 0
 

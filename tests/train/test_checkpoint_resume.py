@@ -13,6 +13,7 @@ import torch
 
 from prismatic import dist
 from prismatic.train import checkpoint, folder, staging
+from prismatic.train.errors import TrainingError
 from prismatic.train.trainer import Trainer
 from tests.test_golden import _write_data
 
@@ -101,6 +102,22 @@ def test_every_stop_is_bit_for_bit_the_run_that_never_stopped(build: Make, worke
         part = build(f"run-{stop}", "--resume", str(source), "--dataset.num_workers", workers)
         assert part.fit() is None
         _assert_same(part, whole, STEPS - stop)
+
+
+def test_another_run_goes_on_from_a_finished_one_with_its_tokenizer(build: Make, tmp_path: Path) -> None:
+    first = build("first", "--model.finetune_max_steps", "4")
+    assert first.fit() is None
+    rows = json.loads((tmp_path / "a.json").read_text())
+    for row in rows:
+        row["conversations"][-1]["value"] = "Quite other words than those before: zigzag, quartz, sphinx."
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    more = ("--resume", str(first.run_dir), "--dataset.finetune_stage_components", '["b.json", "media"]')
+    with pytest.raises(TrainingError, match="is of step 4, and this run has 4: there is nothing to go on with"):
+        build("idle", *more, "--model.finetune_max_steps", "4").fit()
+    second = build("second", *more, "--model.finetune_max_steps", "6")
+    assert second.fit() is None and second.at.step == 6 and len(second.ids) == 2
+    tokenizers = [(t.run_dir / "llm_backbone" / "tokenizer.json").read_text() for t in (first, second)]
+    assert tokenizers[0] == tokenizers[1]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -63,12 +63,19 @@ def test_full_disk_in_the_middle_of_a_save(trainer: Make, file_limit: Callable, 
 def test_full_disk_while_writing_whole_weights(tmp_path: Path, file_limit: Callable) -> None:
     # The library has an error class of its own, which is no OSError.
     with file_limit(1000), pytest.raises(OSError, match="File too large"):
-        files.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)}, {})
+        files.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1000)})
+
+
+def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.zeros(2, dtype=torch.int64)}
+    for number in range(8):
+        files.write_tensors(tmp_path / f"{number}.safetensors", tensors)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_small_disk_is_noticed_before_training(tmp_path: Path, trainer: Make) -> None:
     with _mounted(tmp_path / "small", "size=64k"):
-        with pytest.raises(CheckpointError, match=r"it takes [\d.]+ kB, and [\d.]+ kB are free"):
+        with pytest.raises(CheckpointError, match=r"\([\d.]+ kB\) .*no room for it; [\d.]+ kB are free"):
             trainer(run_root_dir=tmp_path / "small").fit()
         assert not list((tmp_path / "small" / "run" / "checkpoints").iterdir())
 

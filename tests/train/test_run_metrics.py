@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from prismatic.train import wandb_tracker
 from prismatic.train.console import Console, StepFacts, duration, short
 from prismatic.train.jsonl import RowFile, read_rows
 from prismatic.train.metrics import Metrics
@@ -183,6 +184,20 @@ class _NoRun:
     def log(self, row: dict, step: int) -> None: ...
 
     def finish(self) -> None: ...
+
+
+def test_a_key_is_looked_for_where_wandb_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not wandb_tracker._has_credentials()
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password 0123\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert wandb_tracker._has_credentials()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+    assert not wandb_tracker._has_credentials()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert wandb_tracker._has_credentials()
 
 
 def test_missing_wandb_is_a_warning(

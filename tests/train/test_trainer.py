@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +113,23 @@ def test_signals_save_and_are_given_back(trainer: Make, number: int, tmp_path: P
     assert (tmp_path / "run" / "checkpoints" / "step-000002" / "state.json").exists()
     assert load_file(tmp_path / "run" / "checkpoints" / "latest-checkpoint.safetensors")
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_ends_the_wait_for_data(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer()
+    iterate = run.train_loader.iterate
+
+    def hanging(*args: int, **options: int) -> Iterator[Any]:
+        for number, step in enumerate(iterate(*args, **options)):
+            if number == 2:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            yield step
+
+    monkeypatch.setattr(run.train_loader, "iterate", hanging)
+    began = time.monotonic()
+    assert run.fit() is signal.SIGTERM and run.at.step == 2
+    assert time.monotonic() - began < 30
 
 
 def test_signal_in_the_last_validation_leaves_it_to_the_next_start(trainer: Make) -> None:
