@@ -212,8 +212,11 @@ class StepLoader:
 
     def close(self) -> None:
         """End the reading processes. The loader can be used again; it starts new ones."""
-        for worker in self._workers():
-            worker.kill()  # asked politely, one that a decoder holds up would be waited for
+        watch: ReadingWatch | None = getattr(self.dataset, "watch", None)
+        held_up = watch.held_up() if watch is not None else set()
+        for number, worker in enumerate(self._workers()):
+            if number in held_up:  # DataLoader would wait for it. The others may hold a lock that all of them need
+                worker.kill()
         self._loader = self._start()
 
     def positions(self, epoch: int, start_step: int = 0) -> Iterator[Positions]:

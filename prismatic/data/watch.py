@@ -24,6 +24,7 @@ Place = tuple[int, int]  # epoch, row
 
 MAX_WORKERS = 1024
 BLAMED_AFTER = 2  # deaths at one sample: a process that is killed from outside was at some sample too
+HELD_UP_AFTER = 0.5  # seconds; most samples take a few milliseconds
 _BUSY, _EPOCH, _INDEX, _SINCE = range(4)
 
 
@@ -68,6 +69,11 @@ class ReadingWatch:
             return how()
         finally:
             slot[_BUSY] = 0
+
+    def held_up(self) -> set[int]:
+        """Numbers of the reading processes that have been at one sample for a while: they are inside a decoder."""
+        busy, since = self._slots[:, _BUSY] > 0, self._slots[:, _SINCE]
+        return set(np.flatnonzero(busy & (time.monotonic() - since > HELD_UP_AFTER)).tolist())
 
     def look_at(self, dead: Iterable[tuple[int, int]]) -> list[str]:
         """Account for reading processes that have died: (number of the process, its exit code) of each.
