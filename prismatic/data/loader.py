@@ -273,7 +273,10 @@ class _MicroBatches(Dataset[Any]):
         except SampleError as error:
             return _Failure(str(error))
         worker = get_worker_info()
-        return batch if self.places is None or worker is None else Parcel.of(batch, self.places, worker.id)
+        # What is no Batch, such as the questions of an evaluation, goes the usual way.
+        if self.places is None or worker is None or not isinstance(batch, Batch):
+            return batch
+        return Parcel.of(batch, self.places, worker.id)
 
 
 class _Schedule(Sampler[Positions]):
