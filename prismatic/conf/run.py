@@ -63,7 +63,7 @@ class PretrainConfig:
     max_nan_steps: int = 3  # With on_nan skip: stop after so many of such steps in a row
     max_gradient: float | None = None  # Treat a step with a larger gradient norm as one that is not finite
     profile: tuple[int, ...] = ()  # Write a PyTorch trace of these steps, first and last: '[10,12]'
-    peak_tflops: float | None = None  # Of one device, for MFU; default: by a table, none for a CPU
+    peak_tflops: float | None = None  # Of one device, for MFU; default: by a table; a CPU's is measured
     device: str = "auto"  # auto: a GPU where there is one; cpu; cuda
     context_parallel_size: int = 1  # Processes that share each batch, for samples longer than one GPU holds
     device_memory: float | None = None  # GiB of a device to plan for; default: what the device here has

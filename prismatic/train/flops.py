@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 from torch.utils.flop_counter import FlopCounterMode
 
+from prismatic.models.linear import use_onednn
 from prismatic.types import Batch
 
 if TYPE_CHECKING:
@@ -59,17 +63,35 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(device: torch.device, given: float | None = None) -> float | None:
-    """FLOP/s that one device could do at most; None where that is not known: a CPU, or a device of no row above.
+    """FLOP/s that one device could do at most; None where that is not known, for a device of no row above.
 
-    given: TFLOP/s of `--peak_tflops`, which goes before the table.
+    given: TFLOP/s of `--peak_tflops`, which goes before the table. A CPU's is measured.
     """
     if given is not None:
         return given * 1e12
+    if device.type == "cpu":
+        return _cpu_peak()
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     # Whole words: an A4000 is no A40
     return next((peak * 1e12 for part, peak in PEAK_TFLOPS if re.search(rf"\b{part}\b", name, re.I)), None)
+
+
+@lru_cache(maxsize=1)
+def _cpu_peak() -> float:
+    """FLOP/s of large fp32 matrix products by the threads of this process, measured for about a tenth of a second."""
+    side, best = 1024, math.inf
+    layer = nn.Sequential(skip_init(nn.Linear, side, side, bias=False))  # draws no random numbers
+    nn.init.ones_(layer[0].weight)
+    use_onednn(layer)
+    rows = torch.ones(side, side)
+    with torch.no_grad():
+        for _ in range(6):  # whatever else the machine does only makes one slower
+            began = time.perf_counter()
+            layer(rows)
+            best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
 
 
 @dataclass(frozen=True)

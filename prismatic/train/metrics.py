@@ -18,7 +18,7 @@ class Metrics:
 
     Keys: Step, Epoch, Loss (mean of the last 128), Loss (Raw), Learning Rate (and "Learning Rate (NAME)" of each group
     of weights where there are several), Step Time (s), Gradient Norm, Tokens/s, Frames/s, Examples/s, TFLOP/s (useful,
-    a device), MFU (where the device's peak is known), Data Wait (s), Data Wait Share (of the step), Host Memory and
+    a device), MFU (of a known or measured peak), Data Wait (s), Data Wait Share (of the step), Host Memory and
     Device Memory (GiB, of rank 0), Filled Share (of positions), Label Share (of filled ones), Skipped (samples),
     Skipped Steps (left out by --on_nan skip; such a step has a row without a loss); rows of a validation: Step,
     Validation Loss, Validation Tokens, and "Validation Loss (DATA)", "Validation Loss (DATA, L=2)" by data and by the

@@ -98,7 +98,7 @@ def test_lengths_are_read_off_the_positions_where_they_are_not_told() -> None:
 
 
 def test_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peak_flops(torch.device("cpu")) is None
+    assert 1e9 < peak_flops(torch.device("cpu")) < 1e14
     assert peak_flops(torch.device("cpu"), 2.5) == 2.5e12
     for name, peak in (
         ("NVIDIA H200 NVL", 835.5),
