@@ -1,6 +1,6 @@
 """Packed rows beside padded ones: the LLM's part of a training step on clips of mixed lengths.
 
-    python benchmarks/bench_pack.py --mix 1,4,8,16 --global_batch 32 --batch 8
+    python benchmarks/bench_pack.py --mix 1,4,8,16 --global_batch 64 --batch 16
 
 Three ways through the same examples with the same weights, forward and backward: each row padded to the longest of a
 batch drawn at random (as LLaVA's collator does), the same with like lengths together over the global batch (as
@@ -143,9 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mix", action=Several, read=int, default=[1, 4, 8, 16], help="clips have one of these counts")
     parser.add_argument("--per_frame", type=int, default=144, help="visual tokens of a frame")
-    parser.add_argument("--global_batch", type=int, default=32, help="examples of an optimizer step")
-    parser.add_argument("--batch", type=int, default=8, help="examples of a forward pass, on average where packed")
-    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--global_batch", type=int, default=64, help="examples of an optimizer step")
+    parser.add_argument("--batch", type=int, default=16, help="examples of a forward pass, on average where packed")
+    parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)

@@ -24,6 +24,7 @@ import torch
 from common import Several, doubling, measured, report
 from workload import WORKLOADS, build_dataset, build_loader, build_model, write_clips
 
+from prismatic.models.llm.attention import use_attention
 from prismatic.models.vlm import PrismaticVLM
 from prismatic.types import Batch
 
@@ -77,6 +78,7 @@ def peak_of_step(vlm: PrismaticVLM, batch: Batch) -> float:
 def costs_of(aggregator: str, T: int, repeats: int, peak: bool) -> dict[str, float]:
     """CPU-seconds of reading, of a step and of the LLM in it, or (peak) MiB."""
     vlm = build_model(replace(WORKLOADS["C"], num_frames=T), aggregator).train()
+    use_attention(vlm.llm_backbone, "auto", torch.device("cpu"), half=False)
     with tempfile.TemporaryDirectory() as folder:
         loader = build_loader(build_dataset(vlm, write_clips(Path(folder) / "clips", [T])), 1)
         rows = []

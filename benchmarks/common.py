@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-# Before NumPy or Torch come in: waiting threads must not burn the CPU-seconds that are measured, and memory comes in
-# large pages, for ours and for the peers, as it does in scripts (prismatic/conf/cli.py).
-for _name, _value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("THP_MEM_ALLOC_ENABLE", "1")):
+# Before NumPy or Torch come in: waiting threads must not burn the CPU-seconds that are measured.
+for _name, _value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
     os.environ.setdefault(_name, _value)
 
 T = TypeVar("T")

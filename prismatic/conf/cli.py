@@ -87,9 +87,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     # Read by OpenMP when torch is imported, which scripts do later. Waiting threads that spin make a CPU run ten times
     # slower as soon as anything else wants the cores (decoding workers, for one); when all is quiet it costs nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Read by torch at its first tensor: large ones on a CPU come in pages of 2 MiB where Linux has them. The tensors of
-    # a step are freed and made anew, and the faults of 4 KiB pages were a tenth of a step with cached features.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = main() or 0
     except (ValueError, OSError) as error:
