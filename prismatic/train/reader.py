@@ -6,6 +6,7 @@ without restriction. Ours hold tensors only, so the table may name a few classes
 
 from __future__ import annotations
 
+import enum
 import pickle
 from typing import Any
 
@@ -19,8 +20,17 @@ _FUNCTIONS = {("torch.serialization", "_get_layout")}
 _CLASSES = {("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath")}
 
 
+def _member(kind: Any, name: Any) -> Any:
+    """A member of an enumeration by its name."""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__:
+        return kind.__members__[name]
+    raise pickle.UnpicklingError("the checkpoint's .metadata asks for an attribute, which no checkpoint needs")
+
+
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # Before Python 3.11.4 a member of an enumeration is pickled as getattr(class, name)
         # A dotted name would walk from an allowed module into whatever it imports.
         if "." not in name:
             if (module, name) in _FUNCTIONS | _CLASSES:

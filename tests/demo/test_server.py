@@ -224,6 +224,7 @@ def test_signals_end_it_and_delete_the_uploads(app: App, ending: signal.Signals,
     uploads = Path(app.visitors._uploads.name)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     server = PageServer("127.0.0.1", 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without one
     threading.Timer(0.3, os.kill, (os.getpid(), ending)).start()
     try:
         assert server.serve(app) == code

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from prismatic.train import checkpoint, folder, weights
 from prismatic.train.errors import CheckpointError
+from prismatic.train.reader import TensorReader
 from prismatic.train.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -140,6 +143,8 @@ def test_hostile_table_of_contents_is_not_run(trainer: Make, tmp_path: Path) -> 
         b"\x80\x04\x8c'torch.distributed.checkpoint.filesystem\x8c\tos.system\x93\x8c\x05touch\x85R.",
         b"cos\nsystem\n(S'touch boom'\ntR.",
         pickle.dumps({"a": 1}),
+        # getattr, which may name a member of an enumeration and nothing else
+        b"\x80\x04cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.filesystem\nFileSystemReader\nX\x04\0\0\0pathtR.",
         # A key of tuples in tuples, whose hash takes hours: each holds the one before twice, by the memo or by DUP
         b"\x80\x04})\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(60)) + b"K\x01s.",
         b"\x80\x04})" + 60 * b"2\x86" + b"K\x01s.",
@@ -152,6 +157,26 @@ def test_hostile_table_of_contents_is_not_run(trainer: Make, tmp_path: Path) -> 
         with pytest.raises(CheckpointError, match="metadata"):
             checkpoint.restore(target, run.vlm, run.optimizer)
     assert not (tmp_path / "boom").exists()
+
+
+def test_a_table_written_by_a_python_that_pickles_enumerations_by_getattr(trainer: Make) -> None:
+    run = trainer()
+    run.fit()
+    target = folder.find_latest(run.run_dir)
+    table = TensorReader(target).read_metadata()
+
+    class Older(pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+    with (target / ".metadata").open("wb") as file:
+        Older(file).dump(table)
+    assert b"getattr" in (target / ".metadata").read_bytes()
+    state = folder.read_state(target)
+    state["files"][".metadata"] = (target / ".metadata").stat().st_size
+    folder.write_state(target, state)
+    assert TensorReader(target).read_metadata().state_dict_metadata == table.state_dict_metadata
+    checkpoint.restore(target, run.vlm, run.optimizer)
 
 
 def test_pickled_values_are_refused(trainer: Make, tmp_path: Path) -> None:
