@@ -195,7 +195,7 @@ def _explained(text: str, argv: Sequence[str]) -> str:
     if mapping:
         flag, value = mapping.groups()
         return f"""--{flag} takes values by name, in braces: --{flag} '{{"NAME": VALUE}}', got {value}"""
-    field = re.match(r"`([^`]+)`", text)
+    field = re.match(r"`([^`]+?)(\.\d+)?`", text)  # without the number of an entry
     return text + _bracket_hint([f"--{field[1]}"] if field else argv)
 
 
