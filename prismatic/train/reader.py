@@ -7,6 +7,7 @@ without restriction. Ours hold tensors only, so the table may name a few classes
 from __future__ import annotations
 
 import enum
+import pathlib
 import pickle
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from prismatic.models.pickle_scan import check_nesting
 
 _FUNCTIONS = {("torch.serialization", "_get_layout")}
-_CLASSES = {("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath")}
+_CLASSES = {("torch", "Size"), ("collections", "OrderedDict")}
+_PATHS = {"PosixPath": pathlib.PurePosixPath, "WindowsPath": pathlib.PureWindowsPath}  # where it was once written
 
 
 def _member(kind: Any, name: Any) -> Any:
@@ -31,6 +33,8 @@ class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _member  # Before Python 3.11.4 a member of an enumeration is pickled as getattr(class, name)
+        if module in ("pathlib", "pathlib._local") and name in _PATHS:  # the latter in Python 3.13
+            return _PATHS[name]
         # A dotted name would walk from an allowed module into whatever it imports.
         if "." not in name:
             if (module, name) in _FUNCTIONS | _CLASSES:

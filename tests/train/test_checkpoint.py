@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_hostile_table_of_contents_is_not_run(trainer: Make, tmp_path: Path) -> 
     assert not (tmp_path / "boom").exists()
 
 
-def test_a_table_written_by_a_python_that_pickles_enumerations_by_getattr(trainer: Make) -> None:
+def test_a_table_written_by_another_python(trainer: Make) -> None:
+    """Before 3.11.4 enumerations are pickled by getattr; in 3.13 paths come from a module of another name."""
     run = trainer()
     run.fit()
     target = folder.find_latest(run.run_dir)
@@ -170,8 +172,11 @@ def test_a_table_written_by_a_python_that_pickles_enumerations_by_getattr(traine
             return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
 
     with (target / ".metadata").open("wb") as file:
-        Older(file).dump(table)
-    assert b"getattr" in (target / ".metadata").read_bytes()
+        Older(file, protocol=3).dump(table)
+    written = (target / ".metadata").read_bytes()
+    assert b"getattr" in written and re.search(rb"pathlib[a-z._]*\nPurePosixPath", written)
+    written = re.sub(rb"pathlib[a-z._]*\nPurePosixPath", b"pathlib._local\nPosixPath", written)
+    (target / ".metadata").write_bytes(written)
     state = folder.read_state(target)
     state["files"][".metadata"] = (target / ".metadata").stat().st_size
     folder.write_state(target, state)
