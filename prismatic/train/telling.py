@@ -40,7 +40,8 @@ class Telling:
         self._page: LiveReport | None = None
         self.spikes = SpikeReport(trainer.run_dir)
         self._profiler = StepProfiler(trainer.run_dir, cfg.profile, world)
-        self._peak = peak_flops(world.device, cfg.peak_tflops)
+        # Of a CPU it is measured, and the rows are written by one process: the others need not compute beside it.
+        self._peak = peak_flops(world.device, cfg.peak_tflops) if dist.rank_zero() else None
 
     @contextmanager
     def run(self, resumed_from: Path | None) -> Iterator[None]:

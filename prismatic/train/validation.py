@@ -172,7 +172,7 @@ def next_batches(steps: Iterator[list[Batch]], signals: StopSignals | None = Non
         elif signals.received is None:
             signals.waiting = True
             batches = next(steps)
-            signals.waiting = False
+            signals.waiting = False  # here already: a signal that came inside `finally` would not be caught
     except (ValueError, OSError) as error:
         problem = error
     except Interrupted:
